@@ -1,0 +1,169 @@
+//! Workloads (pods that live), services, and the endpoints that connect the two.
+
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+
+use super::Identity;
+
+/// A pod that runs, as the mesh sees it. Succeeded and Failed pods are none: they hold no address.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workload {
+    /// `metadata.uid`; where the object has none (a manifest), `<namespace>/<name>`.
+    pub uid: Arc<str>,
+    /// The pod's namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name.
+    pub name: Arc<str>,
+    /// The name of what owns the pod, without the hash that a ReplicaSet adds (`web` of `web-7d4f9c-x2x8k`); the
+    /// pod's own name where nothing does. Istio's label `source_workload`.
+    pub workload: Arc<str>,
+    /// The label `app.kubernetes.io/name`, else `app`, else [`Self::workload`]. Istio's `canonical_service`.
+    pub app: Arc<str>,
+    /// The label `app.kubernetes.io/version`, else `version`, else `latest`. Istio's `canonical_revision`.
+    pub version: Arc<str>,
+    /// The node that the pod runs on; empty where it is not scheduled.
+    pub node: Arc<str>,
+    /// The pod's addresses, canonical (IPv4-mapped IPv6 is IPv4), without repetition. Empty for `hostNetwork` pods:
+    /// they never claim the node's address.
+    pub addresses: Vec<IpAddr>,
+    /// Who the pod is.
+    pub identity: Identity,
+    /// Whether the pod is to be in the mesh.
+    pub enrollment: Enrollment,
+    /// Whether the pod's agent is ready to receive HBONE for it: its status says so.
+    pub receives_hbone: bool,
+    /// Where the pod's network namespace is (annotation `culvert.dev/netns`).
+    pub netns: Option<NetnsRef>,
+    /// The ports that its containers name, for a service's named `targetPort`.
+    pub ports: Vec<NamedPort>,
+}
+
+/// A container port with a name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NamedPort {
+    /// `ports[].name`.
+    pub name: Arc<str>,
+    /// `ports[].containerPort`.
+    pub port: u16,
+}
+
+/// Whether a pod is to be in the mesh, and why not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Enrollment {
+    /// The pod's label or its namespace's opts it in.
+    Enrolled,
+    /// The pod stays outside.
+    Not(NotEnrolled),
+}
+
+/// Why a pod is outside the mesh.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NotEnrolled {
+    /// Neither the pod nor its namespace has the label `culvert.dev/mesh: enabled`.
+    NoLabel,
+    /// The pod's own label `culvert.dev/mesh: disabled`.
+    OptedOut,
+    /// The pod uses its node's network.
+    HostNetwork,
+    /// The pod is Culvert's own.
+    Agent,
+    /// Another mesh's sidecar runs in the pod.
+    Sidecar,
+    /// Istio's ambient mesh has the pod.
+    IstioAmbient,
+}
+
+/// Where a pod's network namespace is.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum NetnsRef {
+    /// A file that the namespace is mounted on, such as `/run/netns/pod`.
+    Path(PathBuf),
+    /// A process in the namespace.
+    Pid(u32),
+}
+
+impl fmt::Display for NetnsRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Pid(pid) => write!(f, "process {pid}"),
+        }
+    }
+}
+
+/// A Kubernetes service with the endpoints behind it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Service {
+    /// The service's namespace.
+    pub namespace: Arc<str>,
+    /// The service's name.
+    pub name: Arc<str>,
+    /// Cluster, external and load-balancer addresses, canonical. Empty for a headless service: its clients connect to
+    /// the pods themselves.
+    pub addresses: Vec<IpAddr>,
+    /// Its TCP ports.
+    pub ports: Vec<ServicePort>,
+    /// What stands behind it, ready or not.
+    pub endpoints: Vec<Endpoint>,
+    /// `sessionAffinity`.
+    pub affinity: Affinity,
+    /// `trafficDistribution`.
+    pub distribution: Distribution,
+    /// `internalTrafficPolicy: Local`: endpoints of the source's node only.
+    pub local_only: bool,
+    /// `publishNotReadyAddresses`: endpoints count as ready whatever their condition.
+    pub publish_not_ready: bool,
+}
+
+/// A TCP port of a service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ServicePort {
+    /// Its name; empty where the service has one port without a name.
+    pub name: Arc<str>,
+    /// The port that clients connect to.
+    pub port: u16,
+    /// Where it leads.
+    pub target: TargetPort,
+}
+
+/// `targetPort`, for where the endpoint itself does not say the number.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// The name of a container's port, which may be another number in each pod.
+    Name(Arc<str>),
+}
+
+/// One address behind a service, from an EndpointSlice.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// The address, canonical.
+    pub address: IpAddr,
+    /// `conditions.ready`, where absent true (as Kubernetes' API says).
+    pub ready: bool,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+    /// The numbers that the EndpointSlice gives the service's ports, by the port's name. A port that is not here is
+    /// not served by this endpoint.
+    pub ports: Vec<NamedPort>,
+}
+
+/// `sessionAffinity`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Affinity {
+    /// Any endpoint for each connection.
+    #[default]
+    None,
+    /// One endpoint for each client address, as long as the endpoint is ready.
+    ClientIp,
+}
+
+/// `trafficDistribution`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Distribution {
+    /// All ready endpoints alike.
+    #[default]
+    Any,
+    /// Ready endpoints on the source's node first (`PreferClose`, `PreferSameZone`, `PreferSameNode`).
+    PreferSameNode,
+}
