@@ -1,1 +1,3 @@
+pub mod cli;
+pub mod identity;
 pub mod mesh;
