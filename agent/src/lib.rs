@@ -1,3 +1,4 @@
 pub mod cli;
+pub mod hbone;
 pub mod identity;
 pub mod mesh;
