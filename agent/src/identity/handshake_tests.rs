@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, ConfigBuilder, HandshakeKind, NamedGroup,
     PeerIncompatible, ProtocolVersion, RootCertStore, ServerConfig,
@@ -19,11 +19,14 @@ use rustls::{
     sign::SingleCertAndKey,
     version::{TLS12, TLS13},
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+    sync::watch,
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{
-    IdentityRefusal, Observed, TlsError, peer_identity,
+    IdentityRefusal, Observed, TlsError, TrustBundle, peer_identity,
     spiffe::Expected,
     testing::{CLIENT, HOUR, TestRoot, WEB, dns, identity, leaf, uri},
     tls,
@@ -303,6 +306,19 @@ async fn authority_that_poses_as_a_workload_is_refused() {
 }
 
 #[tokio::test]
+async fn certificate_with_a_cas_constraints_is_refused() {
+    refused(
+        |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+        Reason::BadCertificate,
+        |error| {
+            assert!(error.to_string().ends_with(": CaUsedAsEndEntity"), "{error}");
+            matches!(error, TlsError::Certificate(CertificateError::Other(_)))
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn names_of_other_types_do_not_matter() {
     let mut pair = Pair::new();
     let mut params = leaf(WEB);
@@ -405,6 +421,18 @@ async fn neither_side_resumes_a_session() {
     assert_eq!(second(&willing_client, &willing_server).await, Some(HandshakeKind::Resumed), "the control");
     assert_eq!(second(&willing_client, &pair.server_config()).await, Some(HandshakeKind::Full));
     assert_eq!(second(&pair.client_config(), &willing_server).await, Some(HandshakeKind::Full));
+}
+
+#[tokio::test]
+async fn change_of_roots_reaches_configurations_that_exist() {
+    let pair = Pair::new();
+    let bundle = |root: &TestRoot| Arc::new(TrustBundle::new(vec![root.certificate.clone()]).unwrap());
+    let (roots, trust) = watch::channel(bundle(&pair.root));
+    let client = tls::client_config(Arc::clone(&pair.client), trust, expect_web());
+    handshake(client.clone(), pair.server_config()).await.client.unwrap();
+    roots.send_replace(bundle(&TestRoot::new("new root")));
+    let refused = handshake(client, pair.server_config()).await.client;
+    assert!(matches!(refused, Err(TlsError::UnknownIssuer)), "{refused:?}");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::mesh::{Identity, TrustDomain};
 
+mod files;
 mod init;
 mod local;
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn keys_are_readable_by_their_owner_alone() {
     }
     let beside: Vec<_> =
         fs::read_dir(ca.dir.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(beside, [ca.dir.clone()], "nothing but the authority is left");
+    assert!(matches!(&beside[..], [only] if *only == ca.dir), "nothing but the authority is left");
 }
 
 #[test]
@@ -200,10 +200,11 @@ fn files_of_two_authorities_do_not_mix() {
     );
     let ca = Fixture::new();
     ca.copy_from(&other, "intermediate.key");
-    assert!(matches!(LocalCa::open(&ca.dir), Err(CaError::Unsound { .. })));
-    let ca = Fixture::new();
-    fs::copy(ca.dir.join("root.pem"), ca.dir.join("intermediate.pem")).unwrap();
-    assert!(matches!(LocalCa::open(&ca.dir), Err(CaError::Unsound { .. })));
+    let error = LocalCa::open(&ca.dir).unwrap_err();
+    assert!(
+        matches!(&error, CaError::Content { path, .. } if path.ends_with("intermediate.key")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
