@@ -28,6 +28,13 @@ mod tls_error;
 mod trust;
 mod verify;
 
+#[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod testing;
+
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
 pub use observed::{Observed, TlsFailure};
 pub use spiffe::IdentityRefusal;

@@ -44,7 +44,7 @@ pub enum TlsError {
     #[error("{0}")]
     Identity(Box<IdentityRefusal>),
     /// The certificate is refused for another reason, such as its extended key usage.
-    #[error("the peer's certificate is refused: {0}")]
+    #[error("the peer's certificate is refused: {}", describe_certificate_error(.0))]
     Certificate(CertificateError),
     /// The peer refused: the fault was found on its side, and its log says more.
     #[error("{}", describe_alert(*.0))]
@@ -143,6 +143,14 @@ fn concerns_certificate(alert: AlertDescription) -> bool {
             | A::AccessDenied
             | A::CertificateRequired
     )
+}
+
+/// rustls prints what it has no words for in Rust's debug form, and webpki's own errors twice wrapped.
+fn describe_certificate_error(error: &CertificateError) -> String {
+    match error {
+        CertificateError::Other(inner) => inner.0.to_string(),
+        other => other.to_string(),
+    }
 }
 
 fn describe_alert(alert: AlertDescription) -> String {
