@@ -12,7 +12,7 @@ use crate::{
 
 /// Makes and looks after a certificate authority in a directory.
 #[derive(Args, Debug)]
-pub struct CaArgs {
+pub(super) struct CaArgs {
     #[command(subcommand)]
     command: CaCommand,
 }
@@ -42,7 +42,7 @@ struct InitArgs {
 ///
 /// # Errors
 /// Where the authority cannot be made; nothing is left behind then.
-pub fn run(args: CaArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: CaArgs) -> anyhow::Result<()> {
     match args.command {
         CaCommand::Init(args) => init(args),
     }

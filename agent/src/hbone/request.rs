@@ -46,6 +46,13 @@ impl ConnectRequest {
     }
 }
 
+/// Reads the first `for` of a `forwarded` header (RFC 7239 §4), where it is an address with a port.
+pub(super) fn forwarded_for(header: &str) -> Option<SocketAddr> {
+    let pairs = header.split(',').next()?.split(';');
+    let node = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| key.eq_ignore_ascii_case("for"))?.1;
+    node.trim_matches('"').parse().ok()
+}
+
 /// What a request's authority says, checked against the address that the connection was made to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Target {

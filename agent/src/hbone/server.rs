@@ -139,6 +139,11 @@ impl Incoming {
         text(self.request.headers(), &FORWARDED)
     }
 
+    /// Returns the original client's address, where [`Self::forwarded`] names one (RFC 7239 §4). Not authenticated.
+    pub fn forwarded_for(&self) -> Option<SocketAddr> {
+        request::forwarded_for(self.forwarded()?)
+    }
+
     /// Waits until the client gives the request up. May be cancelled and called again.
     pub async fn cancelled(&mut self) -> TunnelError {
         let outcome = poll_fn(|cx| self.respond.poll_reset(cx)).await;

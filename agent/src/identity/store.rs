@@ -126,6 +126,11 @@ impl SvidStore {
         })
     }
 
+    /// Has the certificate of `identity` signed in the background, so that the first connection finds it there.
+    pub fn prefetch(&self, identity: &Identity) {
+        drop(self.subscribe(identity));
+    }
+
     /// Gives up the certificates of all identities but these, and their renewal. Connections that are open keep theirs.
     pub fn retain(&self, wanted: &HashSet<Identity>) {
         self.keepers().retain(|identity, _| wanted.contains(identity));

@@ -78,6 +78,13 @@ impl Backends {
         self.ports.iter().find(|backends| backends.port == port)
     }
 
+    /// Returns where `port` leads at `workload`; none where the workload is no ready endpoint of it.
+    pub(super) fn at(&self, port: u16, workload: &Workload) -> Option<SocketAddr> {
+        let port = self.port(port)?;
+        let mut addresses = port.v4.iter().chain(&port.v6).map(|backend| backend.address);
+        addresses.find(|address| workload.addresses.contains(&address.ip()))
+    }
+
     /// What the kernel of `node` is to do with a connection to an address of the service.
     pub(super) fn destination(&self, v6: bool, node: &str) -> Destination {
         if self.ports.is_empty() {

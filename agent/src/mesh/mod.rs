@@ -13,6 +13,7 @@ mod backends;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod identity;
+mod names;
 mod reason;
 mod route;
 mod snapshot;

@@ -15,6 +15,7 @@ pub struct Snapshot {
     services: Vec<Arc<Service>>,
     holders: HashMap<IpAddr, Holder>,
     owners: HashMap<IpAddr, Vec<Owner>>,
+    named: HashMap<String, Arc<Backends>>,
     by_node: HashMap<Arc<str>, Vec<Arc<Workload>>>,
 }
 
@@ -59,12 +60,14 @@ impl Snapshot {
     /// Indexes workloads and services.
     pub fn new(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>) -> Self {
         let holders = holders(&workloads);
-        let owners = owners(&workloads, &services, &holders);
+        let resolved = resolve(&workloads, &services, &holders);
+        let owners = owners(&resolved);
+        let named = resolved.into_iter().map(|backends| (backends.service().hostname(), backends)).collect();
         let mut by_node: HashMap<_, Vec<_>> = HashMap::new();
         for workload in &workloads {
             by_node.entry(Arc::clone(&workload.node)).or_default().push(Arc::clone(workload));
         }
-        Self { workloads, services, holders, owners, by_node }
+        Self { workloads, services, holders, owners, named, by_node }
     }
 
     /// Returns all workloads.
@@ -113,6 +116,11 @@ impl Snapshot {
 
     pub(super) fn holder(&self, address: IpAddr) -> Option<&Holder> {
         self.holders.get(&address)
+    }
+
+    /// Returns the service of a DNS name.
+    pub(super) fn named(&self, hostname: &str) -> Option<&Backends> {
+        self.named.get(hostname).map(|backends| &**backends)
     }
 
     pub(super) fn owners(&self, address: IpAddr) -> &[Owner] {
@@ -192,24 +200,24 @@ fn holders(workloads: &[Arc<Workload>]) -> HashMap<IpAddr, Holder> {
     holders
 }
 
-fn owners(
+fn resolve(
     workloads: &[Arc<Workload>],
     services: &[Arc<Service>],
     holders: &HashMap<IpAddr, Holder>,
-) -> HashMap<IpAddr, Vec<Owner>> {
+) -> Vec<Arc<Backends>> {
     let host_network = Backends::host_network(workloads);
-    let mut owners: HashMap<IpAddr, Vec<Owner>> = HashMap::with_capacity(services.len());
-    for service in services {
-        if service.addresses.is_empty() && service.external_addresses.is_empty() {
-            continue;
-        }
-        let backends = Arc::new(Backends::resolve(service, holders, &host_network));
+    services.iter().map(|service| Arc::new(Backends::resolve(service, holders, &host_network))).collect()
+}
+
+fn owners(resolved: &[Arc<Backends>]) -> HashMap<IpAddr, Vec<Owner>> {
+    let mut owners: HashMap<IpAddr, Vec<Owner>> = HashMap::with_capacity(resolved.len());
+    for backends in resolved {
         let mut own = |address: &IpAddr, external| {
-            let owner = Owner { backends: Arc::clone(&backends), external };
+            let owner = Owner { backends: Arc::clone(backends), external };
             owners.entry(*address).or_default().push(owner);
         };
-        service.addresses.iter().for_each(|address| own(address, false));
-        service.external_addresses.iter().for_each(|address| own(address, true));
+        backends.service().addresses.iter().for_each(|address| own(address, false));
+        backends.service().external_addresses.iter().for_each(|address| own(address, true));
     }
     owners
 }

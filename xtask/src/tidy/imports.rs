@@ -12,9 +12,11 @@ const MODULES: &[(&str, &[&str])] = &[
     ("control", &["mesh"]),
     ("capture", &["mesh"]),
     ("hbone", &["mesh", "identity"]),
-    ("proxy", &["mesh", "identity", "hbone", "capture"]),
+    ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
     ("enroll", &["mesh", "identity", "capture", "proxy"]),
     ("admin", &["mesh"]),
+    // Reads what each component says of itself, for `admin` to show.
+    ("report", &["mesh", "identity", "control", "capture", "hbone", "enroll", "admin", "shutdown"]),
     ("shutdown", &[]),
 ];
 
@@ -33,8 +35,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("anyhow", ROOTS),
 ];
 
-/// All that the model may name besides itself: no I/O, nothing asynchronous, no Kubernetes.
-const MODEL_CRATES: &[&str] = &["std", "core", "alloc", "ipnet", "thiserror"];
+/// All that the model may name besides itself: no I/O, nothing asynchronous, no Kubernetes. `rand` picks among endpoints
+/// that are equally good; `serde` prints reasons in logs.
+const MODEL_CRATES: &[&str] = &["std", "core", "alloc", "ipnet", "rand", "serde", "thiserror"];
 
 /// The agent's sources.
 const SOURCES: &str = "agent/src/";

@@ -10,6 +10,7 @@ mod opening;
 mod state;
 
 use std::{
+    fmt,
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
@@ -41,6 +42,8 @@ pub struct PoolKey {
     pub identity: Identity,
     /// The destination's agent: the pod's own address, port 15008.
     pub peer: SocketAddr,
+    /// The destination pod's uid: an address that another pod has now is another key.
+    pub peer_workload: Arc<str>,
     /// The only identity that is accepted from the peer.
     pub expect: Identity,
 }
@@ -75,6 +78,12 @@ pub struct PoolStats {
     pub streams: usize,
     /// Tasks that drive connections.
     pub tasks: usize,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.stats()).finish()
+    }
 }
 
 struct Shared {
@@ -151,12 +160,9 @@ impl Pool {
         self.0.lock().abort(Loss::PodGone, |key| &*key.source_workload == uid);
     }
 
-    /// Ends all connections to an address that has changed hands, except those to `keep_identity`.
-    pub fn drop_peer(&self, address: IpAddr, keep_identity: Option<&Identity>) {
-        let address = address.to_canonical();
-        self.0.lock().abort(Loss::PeerGone, |key| {
-            key.peer.ip().to_canonical() == address && keep_identity != Some(&key.expect)
-        });
+    /// Ends all connections to peers that are not to be kept: their address has changed hands.
+    pub fn retain_peers(&self, keep: impl Fn(&PoolKey) -> bool) {
+        self.0.lock().abort(Loss::PeerGone, |key| !keep(key));
     }
 
     /// Closes each connection as soon as it has no tunnel, and waits until there is no connection any more.
