@@ -277,6 +277,19 @@ async fn certificate_for_another_purpose_is_refused() {
 }
 
 #[tokio::test]
+async fn certificate_of_a_thousand_purposes_does_not_fill_the_log() {
+    refused(
+        |params| {
+            params.extended_key_usages =
+                (0..1000).map(|n| ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 4, 1, n])).collect();
+        },
+        Reason::BadCertificate,
+        |error| error.to_string().len() < 1000,
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn each_side_needs_its_own_purpose() {
     let only = |id: &str, usage: ExtendedKeyUsagePurpose| {
         let mut params = leaf(id);

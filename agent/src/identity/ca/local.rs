@@ -64,6 +64,10 @@ impl LocalCa {
         let (trust, _) = watch::channel(Arc::new(read_roots(dir)?));
         let ca = Self { intermediate: Intermediate::read(dir)?, lifetime: Self::LIFETIME, trust };
         ca.sign_for_nobody(dir)?;
+        if ca.not_after() < SystemTime::now() + EXPIRY_WARNING {
+            let not_after = humantime::format_rfc3339_seconds(ca.not_after());
+            tracing::warn!(dir = %dir.display(), %not_after, "the intermediate certificate expires soon: replace it");
+        }
         Ok(ca)
     }
 
@@ -152,13 +156,17 @@ fn leaf_params(
     Ok(params)
 }
 
-/// 127 random bits: positive, as RFC 5280 §4.1.2.2 demands, and unguessable.
+/// 16 random bytes, but for the sign, which must be positive (RFC 5280 §4.1.2.2), and the bit after it, which keeps
+/// the number from being zero.
 pub(super) fn random_serial() -> SerialNumber {
     let mut bytes: [u8; 16] = rand::random();
-    bytes[0] = bytes[0] & 0x7f | 0x40; // never zero, never shorter
+    bytes[0] = bytes[0] & 0x7f | 0x40;
     SerialNumber::from_slice(&bytes)
 }
 
 /// How far back certificates are dated, for peers whose clocks run behind ours. Kubernetes' own signer takes as much
 /// (`pkg/controller/certificates/signer/signer.go`).
 pub(super) const BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// How long before the intermediate's end an agent that starts says so.
+const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 24 * 60 * 60);
