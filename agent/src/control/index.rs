@@ -111,7 +111,11 @@ impl NamespaceIndex {
         if mem::replace(&mut self.labels, labels) == labels {
             return false;
         }
-        self.pods.values_mut().fold(false, |changed, pod| pod.relabel(labels) || changed)
+        let mut changed = false;
+        for pod in self.pods.values_mut() {
+            changed |= pod.relabel(labels);
+        }
+        changed
     }
 
     fn apply_pod(&mut self, name: &str, record: &PodRecord) -> bool {
