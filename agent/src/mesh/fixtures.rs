@@ -3,7 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    Affinity, Distribution, Endpoint, Enrollment, Identity, Service, ServicePort, TargetPort, Workload,
+    Affinity, Distribution, Endpoint, Enrollment, Identity, Service, ServicePort, Snapshot, TargetPort,
+    Workload,
 };
 
 /// A pod of the namespace `shop` on `node-a`, enrolled and ready, with a service account of its own name.
@@ -46,6 +47,11 @@ pub(crate) fn service(address: &str, endpoints: &[&str]) -> Service {
 /// A ready endpoint that says no more than its address.
 pub(crate) fn endpoint(address: &str) -> Endpoint {
     Endpoint { address: ip(address), ready: true, node: None, pod: None, ports: Arc::default() }
+}
+
+pub(crate) fn snapshot(workloads: Vec<Workload>, services: Vec<Service>) -> Snapshot {
+    let workloads = workloads.into_iter().map(Arc::new).collect();
+    Snapshot::new(workloads, services.into_iter().map(Arc::new).collect())
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

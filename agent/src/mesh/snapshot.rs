@@ -219,5 +219,153 @@ fn owners(resolved: &[Arc<Backends>]) -> HashMap<IpAddr, Vec<Owner>> {
         backends.service().addresses.iter().for_each(|address| own(address, false));
         backends.service().external_addresses.iter().for_each(|address| own(address, true));
     }
+    for owners in owners.values_mut() {
+        // Anybody may write any address under `externalIPs` (CVE-2020-8554): none takes a cluster address over.
+        if owners.iter().any(|owner| !owner.external) {
+            owners.retain(|owner| !owner.external);
+        }
+    }
     owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{Endpoint, fixtures::*};
+
+    /// Each address as `address verdict`, in order.
+    fn check(workloads: Vec<Workload>, services: Vec<Service>, expected: &[&str]) {
+        let snapshot = snapshot(workloads, services);
+        let mut destinations: Vec<_> = snapshot.destinations("node-a").into_iter().collect();
+        destinations.sort_unstable_by_key(|(address, _)| *address);
+        let shown: Vec<_> =
+            destinations.into_iter().map(|(address, verdict)| format!("{address} {verdict:?}")).collect();
+        assert_eq!(shown, expected);
+    }
+
+    fn outside(name: &str, addresses: &[&str]) -> Workload {
+        Workload { receives_hbone: false, ..pod(name, addresses) }
+    }
+
+    #[test]
+    fn only_pods_that_receive_hbone_are_captured() {
+        check(
+            vec![pod("in", &["10.0.0.1", "fd00::1"]), outside("out", &["10.0.0.2"])],
+            vec![],
+            &["10.0.0.1 Capture", "10.0.0.2 Pass", "fd00::1 Capture"],
+        );
+    }
+
+    #[test]
+    fn service_is_captured_with_one_ready_endpoint_that_receives_hbone() {
+        let pods = || vec![pod("in", &["10.0.0.1"]), outside("out", &["10.0.0.2"])];
+        let verdict = |endpoints: Vec<Endpoint>| {
+            let service = Service { endpoints, ..service("10.1.0.1", &[]) };
+            snapshot(pods(), vec![service]).destinations("node-a")[&ip("10.1.0.1")]
+        };
+        let unready = |address| Endpoint { ready: false, ..endpoint(address) };
+        assert_eq!(verdict(vec![endpoint("10.0.0.2"), endpoint("10.0.0.1")]), Destination::Capture);
+        assert_eq!(verdict(vec![endpoint("10.0.0.2"), unready("10.0.0.1")]), Destination::Pass);
+        assert_eq!(verdict(vec![endpoint("192.0.2.1")]), Destination::Pass);
+        assert_eq!(verdict(vec![unready("10.0.0.1"), unready("10.0.0.2")]), Destination::Refuse);
+        assert_eq!(verdict(vec![]), Destination::Refuse);
+    }
+
+    #[test]
+    fn service_without_tcp_ports_is_left_alone() {
+        let service = Service { ports: vec![], ..service("10.1.0.1", &["10.0.0.1"]) };
+        check(vec![pod("in", &["10.0.0.1"])], vec![service], &["10.0.0.1 Capture", "10.1.0.1 Pass"]);
+    }
+
+    #[test]
+    fn not_ready_endpoints_count_where_they_are_published() {
+        let endpoints = vec![Endpoint { ready: false, ..endpoint("10.0.0.1") }];
+        let service = Service { endpoints, publish_not_ready: true, ..service("10.1.0.1", &[]) };
+        check(vec![pod("in", &["10.0.0.1"])], vec![service], &["10.0.0.1 Capture", "10.1.0.1 Capture"]);
+    }
+
+    #[test]
+    fn local_service_counts_the_endpoints_of_the_node() {
+        let far = Workload { node: "node-b".into(), ..pod("far", &["10.0.0.1"]) };
+        let local = Service { local_only: true, ..service("10.1.0.1", &["10.0.0.1"]) };
+        let snapshot = snapshot(vec![far], vec![local]);
+        assert_eq!(snapshot.destinations("node-a")[&ip("10.1.0.1")], Destination::Refuse);
+        assert_eq!(snapshot.destinations("node-b")[&ip("10.1.0.1")], Destination::Capture);
+    }
+
+    #[test]
+    fn families_of_a_service_are_judged_apart() {
+        let addresses = vec![ip("10.1.0.1"), ip("fd01::1")];
+        let service = Service { addresses, ..service("10.1.0.1", &["10.0.0.1"]) };
+        let pods = vec![pod("in", &["10.0.0.1", "fd00::1"])];
+        check(
+            pods,
+            vec![service],
+            &["10.0.0.1 Capture", "10.1.0.1 Capture", "fd00::1 Capture", "fd01::1 Refuse"],
+        );
+    }
+
+    #[test]
+    fn external_address_without_endpoint_is_captured_as_it_may_be_a_nodes() {
+        let external_addresses = vec![ip("192.0.2.1")];
+        let service = Service { external_addresses, ..service("10.1.0.1", &[]) };
+        check(vec![], vec![service], &["10.1.0.1 Refuse", "192.0.2.1 Capture"]);
+    }
+
+    #[test]
+    fn external_address_takes_over_neither_a_pod_nor_a_cluster_address() {
+        let victim = service("10.1.0.1", &["192.0.2.7"]);
+        let external_addresses = vec![ip("10.1.0.1"), ip("10.0.0.2")];
+        let greedy = Service { external_addresses, ..service("10.1.0.2", &["10.0.0.1"]) };
+        check(
+            vec![pod("in", &["10.0.0.1"]), outside("out", &["10.0.0.2"])],
+            vec![greedy, victim],
+            &["10.0.0.1 Capture", "10.0.0.2 Pass", "10.1.0.1 Pass", "10.1.0.2 Capture"],
+        );
+    }
+
+    #[test]
+    fn address_of_two_live_pods_is_captured_and_nobodys() {
+        let snapshot =
+            snapshot(vec![outside("a", &["10.0.0.1"]), outside("b", &["10.0.0.1", "10.0.0.2"])], vec![]);
+        assert_eq!(snapshot.workload(ip("10.0.0.1")), None);
+        assert!(snapshot.workload(ip("10.0.0.2")).is_some());
+        assert_eq!(snapshot.destinations("node-a")[&ip("10.0.0.1")], Destination::Capture);
+        let conflicts = snapshot.conflicts();
+        let [conflict] = conflicts.as_slice() else { panic!("{conflicts:?}") };
+        assert_eq!((&*conflict.first.name, &*conflict.second.name), ("a", "b"));
+    }
+
+    #[test]
+    fn pod_that_is_being_deleted_yields_its_address_in_any_order() {
+        let old = |name| Workload { terminating: true, ..pod(name, &["10.0.0.1"]) };
+        let new = |name| pod(name, &["10.0.0.1"]);
+        let holder = |workloads: Vec<Workload>| {
+            let holder = snapshot(workloads, vec![]).workload(ip("10.0.0.1")).cloned();
+            holder.map_or_else(|| "-".to_owned(), |holder| holder.name.to_string())
+        };
+        assert_eq!(holder(vec![old("old")]), "old");
+        assert_eq!(holder(vec![old("old"), new("new")]), "new");
+        assert_eq!(holder(vec![new("new"), old("old")]), "new");
+        assert_eq!(holder(vec![old("old"), old("older")]), "-");
+        assert_eq!(holder(vec![old("old"), old("older"), new("new")]), "new");
+        assert_eq!(holder(vec![old("old"), new("new"), new("newer")]), "-");
+        assert_eq!(holder(vec![new("new"), old("old"), new("newer")]), "-");
+    }
+
+    #[test]
+    fn mapped_address_is_found() {
+        let snapshot = snapshot(vec![pod("in", &["10.0.0.1"])], vec![]);
+        assert!(snapshot.workload(ip("::ffff:10.0.0.1")).is_some());
+    }
+
+    #[test]
+    fn pods_are_found_by_node() {
+        let far = Workload { node: "node-b".into(), ..pod("far", &[]) };
+        let snapshot = snapshot(vec![pod("near", &[]), far, pod("other", &[])], vec![]);
+        let on = |node| snapshot.on_node(node).map(|pod| pod.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(on("node-a"), ["near", "other"]);
+        assert_eq!(on("node-b"), ["far"]);
+        assert!(on("node-c").is_empty());
+    }
 }

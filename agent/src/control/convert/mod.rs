@@ -191,3 +191,6 @@ fn port(number: i32, path: impl FnOnce() -> FieldPath) -> Result<u16, Invalid> {
 fn is_tcp(protocol: Option<&String>) -> bool {
     protocol.is_none_or(|protocol| protocol == "TCP")
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,9 @@ fn addresses(status: &PodStatus) -> Result<Vec<IpAddr>, Invalid> {
 
 fn netns(pod: &Pod) -> Result<Option<NetnsRef>, Invalid> {
     let Some(text) = annotation(pod, NETNS) else { return Ok(None) };
-    let pid = text.parse().ok().filter(|pid| (1..=i32::MAX as u32).contains(pid));
+    // `parse` alone would take "+1" too.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let pid = text.parse().ok().filter(|pid| digits && (1..=i32::MAX as u32).contains(pid));
     match pid {
         Some(pid) => Ok(Some(NetnsRef::Pid(pid))),
         None if text.starts_with('/') => Ok(Some(NetnsRef::Path(text.into()))),

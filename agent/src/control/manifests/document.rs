@@ -238,3 +238,156 @@ fn key(kind: Kind, value: &Value) -> Result<Key, Invalid> {
 fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     value.get(name).and_then(Value::as_str)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Readiness;
+
+    fn settings() -> Settings {
+        Settings {
+            trust_domain: "cluster.local".parse().unwrap(),
+            root_namespace: "culvert-system".to_owned(),
+            readiness: Readiness::Enrollment,
+        }
+    }
+
+    /// Each object as `line key`, each invalid one as `line! message`, or what is wrong with the whole.
+    fn check_as(format: Format, text: &str, expected: &[&str]) {
+        let shown = match read(text, format, &settings()) {
+            Ok(contents) => {
+                let valid = contents.records.iter().map(|(record, line)| format!("{line} {}", record.key()));
+                let invalid =
+                    contents.invalid.iter().map(|(_, fault)| format!("{}! {}", fault.line, fault.message));
+                let unused = contents.unused.iter().map(|kind| format!("unused {kind}"));
+                valid.chain(invalid).chain(unused).collect()
+            }
+            Err(fault) => vec![format!("{}!! {}", fault.line, fault.message)],
+        };
+        assert_eq!(shown, expected, "from {text:.1000}");
+    }
+
+    fn check(text: &str, expected: &[&str]) {
+        check_as(Format::Yaml, text, expected);
+    }
+
+    #[test]
+    fn documents_are_told_apart() {
+        check("", &[]);
+        check("# nothing\n---\n# here\n---\n", &[]);
+        check(
+            "# first\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n\n# second\napiVersion: v1\nkind: Pod\n\
+             metadata: {name: b}\n...\n--- # third\napiVersion: v1\nkind: Namespace\nmetadata: {name: c}\n",
+            &["2 Pod default/a", "8 Pod default/b", "13 Namespace c"],
+        );
+        check(
+            "\u{feff}%YAML 1.1\r\n---\r\napiVersion: v1\r\nkind: Pod\r\nmetadata: {name: a}\r\n",
+            &["3 Pod default/a"],
+        );
+        check("--- {apiVersion: v1, kind: Pod, metadata: {name: a}}", &["1 Pod default/a"]);
+        // Three dashes in the middle of a line, or before other text, separate nothing.
+        check(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {a: x---}\n  labels:\n    b: |\n      ---\n      ---x\n",
+            &["1 Pod default/a"],
+        );
+    }
+
+    #[test]
+    fn lists_are_opened() {
+        check(
+            "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n\
+             - apiVersion: v1\n  kind: Service\n  metadata: {name: b, namespace: n}\n  spec:\n    ports:\n    - port: 0\n",
+            &["4 Pod default/a", "12! Service n/b: spec.ports[0].port: 0 is not a port: 1 to 65535"],
+        );
+        check("apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a}\n", &["4 Pod default/a"]);
+        check("apiVersion: v1\nkind: List\nitems: []\n", &[]);
+    }
+
+    #[test]
+    fn json_is_read() {
+        let list = "{\n\t\"apiVersion\": \"v1\", \"kind\": \"List\",\n\t\"items\": [\n\
+            {\"apiVersion\": \"v1\", \"kind\": \"Pod\", \"metadata\": {\"name\": \"a\"},\n\"status\": {\"podIP\": \"x\"}}]}";
+        let expected = ["5! Pod default/a: status.podIP: \"x\" is not an IP address"];
+        check_as(Format::Json, list, &expected);
+        check_as(Format::Yaml, list, &expected);
+        check_as(Format::Json, "{\n\"a\": }", &["2!! expected value at line 2 column 6"]);
+    }
+
+    #[test]
+    fn other_kinds_and_versions_mean_nothing() {
+        check("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n", &["unused apps/v1 Deployment"]);
+        check(
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n",
+            &["unused serving.knative.dev/v1 Service"],
+        );
+        check("apiVersion: v1\nkind: PlayList\nmetadata: {name: a}\n", &["unused v1 PlayList"]);
+    }
+
+    #[test]
+    fn text_that_is_not_well_formed_spoils_the_file() {
+        let good = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n";
+        let check = |bad: &str, expected: &str| check(&format!("{good}{bad}"), &[expected]);
+        check("a: [\n", "6!! did not find expected node content");
+        check("a: 1\na: 2\n", "5!! the key \"a\" stands here twice");
+        check("a: *b\n", "5!! unknown anchor");
+        check("a: !b c\n", "5!! a: invalid type: enum, expected a value that JSON has too");
+        check("kind: Pod\nmetadata: {name: b}\n", "5!! an object needs an apiVersion and a kind");
+        check("- x\n", "5!! an object needs an apiVersion and a kind");
+        check("apiVersion: v1\nkind: Pod\nmetadata:\n  labels: {}\n", "8!! metadata.name: a name is needed");
+    }
+
+    #[test]
+    fn fields_of_a_wrong_type_are_named_with_their_line() {
+        check(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    app: web\n    version: 1.0\n",
+            &[
+                "7! Pod default/a: metadata.labels.version: invalid type: floating point `1.0`, expected a string",
+            ],
+        );
+        check(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\nspec:\n  containers:\n  - name: x\n    ports:\n    - containerPort: web\n",
+            &[
+                "9! Pod default/a: spec.containers[0].ports[0].containerPort: invalid type: string \"web\", expected i32",
+            ],
+        );
+    }
+
+    #[test]
+    fn label_keys_with_dots_are_found() {
+        check(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  labels:\n    culvert.dev/mesh: enable\n",
+            &[
+                "6! Namespace a: metadata.labels[culvert.dev/mesh]: \"enable\" is neither \"enabled\" nor \"disabled\"",
+            ],
+        );
+    }
+
+    #[test]
+    fn anchors_and_merges_work_as_in_kubectl() {
+        check(
+            "apiVersion: v1\nkind: List\nitems:\n- &a\n  apiVersion: v1\n  kind: Pod\n  metadata: &m {name: a, namespace: n}\n\
+             - <<: *a\n  metadata: {<<: [*m], name: b}\n",
+            &["4 Pod n/a", "8 Pod n/b"],
+        );
+    }
+
+    #[test]
+    fn aliases_cannot_expand_without_end() {
+        let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let below = format!("*a{}, ", level - 1).repeat(10);
+            laughs += &format!("a{level}: &a{level} [{below}]\n");
+        }
+        check(&laughs, &["1!! repetition limit exceeded"]);
+        // The library counts aliases, not what they stand for: 9,000,000 values from 12 kB would pass it.
+        let long = format!("a: &a [{}]\nb: [{}]\n", "x, ".repeat(3000), "*a, ".repeat(3000));
+        let fault = read(&long, Format::Yaml, &settings()).unwrap_err();
+        assert!(fault.message.ends_with("the document's aliases expand to too much"), "{fault:?}");
+    }
+
+    #[test]
+    fn depth_has_a_bound() {
+        let deep = "[".repeat(100_000);
+        check_as(Format::Json, &deep, &["1!! recursion limit exceeded at line 1 column 128"]);
+    }
+}
