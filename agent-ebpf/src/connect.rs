@@ -4,9 +4,10 @@
 //! kernel picks a source. Not for AF_UNSPEC (`__inet_stream_connect` disconnects first), and not for a socket that is
 //! connected or connecting already, so that a fork gains nothing by connecting a captured socket again.
 
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::{
+    bindings::bpf_sock,
     btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_skc_to_mptcp_sock,
@@ -18,12 +19,10 @@ use agent_ebpf::{
     Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind,
 };
 
+use crate::context::{self, IPPROTO_MPTCP, IPPROTO_TCP};
 use crate::state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES};
 
 const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
-pub(crate) const IPPROTO_MPTCP: u32 = 262;
-pub(crate) const AF_INET: u32 = 2;
 
 /// Why a connect fails.
 pub(crate) enum Refusal {
@@ -67,46 +66,18 @@ struct Redirect {
 
 #[inline(always)]
 pub(crate) fn connect4(ctx: &SockAddrContext) -> Result<(), Refusal> {
-    // SAFETY: the context is valid while the program runs. Volatile, because the verifier takes accesses of the
-    // fields' own width only ("invalid bpf_context access"), and the compiler would merge them.
-    let (address, port) = unsafe {
-        let ctx = ctx.sock_addr;
-        (Address::v4(read_volatile(&raw const (*ctx).user_ip4)), read_volatile(&raw const (*ctx).user_port))
-    };
-    if let Some(Redirect { to, port }) = decide(ctx, address, host_port(port))? {
-        // SAFETY: as above.
-        unsafe {
-            let ctx = ctx.sock_addr;
-            write_volatile(&raw mut (*ctx).user_ip4, to.0[3]);
-            write_volatile(&raw mut (*ctx).user_port, u32::from(port.to_be()));
-        }
+    let (address, port) = context::user4(ctx.sock_addr);
+    if let Some(Redirect { to, port }) = decide(ctx, address, port)? {
+        context::set_user4(ctx.sock_addr, &to, port);
     }
     Ok(())
 }
 
 #[inline(always)]
 pub(crate) fn connect6(ctx: &SockAddrContext) -> Result<(), Refusal> {
-    // SAFETY: as in `connect4`.
-    let (address, port) = unsafe {
-        let ctx = ctx.sock_addr;
-        let words = [
-            read_volatile(&raw const (*ctx).user_ip6[0]),
-            read_volatile(&raw const (*ctx).user_ip6[1]),
-            read_volatile(&raw const (*ctx).user_ip6[2]),
-            read_volatile(&raw const (*ctx).user_ip6[3]),
-        ];
-        (Address(words), read_volatile(&raw const (*ctx).user_port))
-    };
-    if let Some(Redirect { to, port }) = decide(ctx, address, host_port(port))? {
-        // SAFETY: as in `connect4`.
-        unsafe {
-            let ctx = ctx.sock_addr;
-            write_volatile(&raw mut (*ctx).user_ip6[0], to.0[0]);
-            write_volatile(&raw mut (*ctx).user_ip6[1], to.0[1]);
-            write_volatile(&raw mut (*ctx).user_ip6[2], to.0[2]);
-            write_volatile(&raw mut (*ctx).user_ip6[3], to.0[3]);
-            write_volatile(&raw mut (*ctx).user_port, u32::from(port.to_be()));
-        }
+    let (address, port) = context::user6(ctx.sock_addr);
+    if let Some(Redirect { to, port }) = decide(ctx, address, port)? {
+        context::set_user6(ctx.sock_addr, &to, port);
     }
     Ok(())
 }
@@ -114,7 +85,7 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> Result<(), Refusal> {
 /// Decides on a connect to `address`; none means that it is let alone.
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<Redirect>, Refusal> {
-    // SAFETY: as in `connect4`.
+    // SAFETY: the context is valid while the program runs; volatile as in `context`.
     let (sk, tcp) = unsafe {
         let ctx = ctx.sock_addr;
         let protocol = read_volatile(&raw const (*ctx).protocol);
@@ -191,49 +162,30 @@ fn action_of(address: Address) -> u32 {
 /// address that it expects, and a random port, so that the pod's captured connections do not share one space of source
 /// ports. Never the port that the socket is bound to: that would connect it to itself.
 #[inline(always)]
-fn redirect(sk: *mut aya_ebpf::bindings::bpf_sock, pod: &Pod, address: &Address) -> Result<Redirect, Refusal> {
+fn redirect(sk: *mut bpf_sock, pod: &Pod, address: &Address) -> Result<Redirect, Refusal> {
     let to = if address.is_v4() { pod.redirect4 } else { pod.redirect6 };
     if to.is_zero() {
         return Err(Refusal::NoAddress);
     }
-    // SAFETY: the verifier knows that the context's socket is one; the fields are read with their own width.
-    let (source, bound) = unsafe {
-        let source = if read_volatile(&raw const (*sk).family) == AF_INET {
-            Address::v4(read_volatile(&raw const (*sk).src_ip4))
-        } else {
-            Address([
-                read_volatile(&raw const (*sk).src_ip6[0]),
-                read_volatile(&raw const (*sk).src_ip6[1]),
-                read_volatile(&raw const (*sk).src_ip6[2]),
-                read_volatile(&raw const (*sk).src_ip6[3]),
-            ])
-        };
-        (source, read_volatile(&raw const (*sk).src_port))
-    };
+    let (source, bound) = context::local_end(sk);
     if source.is_loopback() {
         return Err(Refusal::BoundToLoopback);
     }
     // SAFETY: the helper takes nothing.
     let random = unsafe { bpf_get_prandom_u32() };
-    let mut port = 1 + random % u32::from(LAST_REDIRECT_PORT);
+    let mut port = 1 + (random % u32::from(LAST_REDIRECT_PORT)) as u16;
     if port == bound {
-        port = 1 + port % u32::from(LAST_REDIRECT_PORT);
+        port = 1 + port % LAST_REDIRECT_PORT;
     }
-    Ok(Redirect { to, port: port as u16 })
+    Ok(Redirect { to, port })
 }
 
 /// Returns whether a socket is the subflow of an MPTCP connection; true also where the kernel cannot tell.
 #[inline(always)]
-pub(crate) fn is_mptcp_subflow(sk: *mut aya_ebpf::bindings::bpf_sock) -> bool {
+pub(crate) fn is_mptcp_subflow(sk: *mut bpf_sock) -> bool {
     if HAS_MPTCP_SOCK.load() == 0 {
         return true;
     }
     // SAFETY: the verifier has seen that `sk` is a socket; the result is only compared.
     !unsafe { bpf_skc_to_mptcp_sock(sk.cast()) }.is_null()
-}
-
-/// Takes a port as the context has it: network byte order in the low half of a word.
-#[inline(always)]
-pub(crate) fn host_port(port: u32) -> u16 {
-    u16::from_be(port as u16)
 }

@@ -15,10 +15,11 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 
-use agent_ebpf::{Address, HBONE_PORT, Handshake, LAST_REDIRECT_PORT, Name, Socket, Tuple, counter, kind};
+use agent_ebpf::{HBONE_PORT, Handshake, LAST_REDIRECT_PORT, Name, Socket, Tuple, counter, kind};
 
 use crate::{
-    connect::{AF_INET, host_port, is_mptcp_subflow},
+    connect::is_mptcp_subflow,
+    context,
     state::{self, NAMES},
 };
 
@@ -150,47 +151,8 @@ fn owner(ctx: &SockOpsContext) -> u64 {
 /// Returns the socket's two ends as itself sees them.
 #[inline(always)]
 fn tuple(ctx: &SockOpsContext) -> Tuple {
-    // SAFETY: the context is valid while the program runs. Volatile: see `connect4`. `remote_port` is in network byte
-    // order, in the upper half of the word on little-endian machines; `local_port` is in host byte order.
-    unsafe {
-        let ops = ctx.ops;
-        let (local, remote) = if read_volatile(&raw const (*ops).family) == AF_INET {
-            v4_ends(ctx)
-        } else {
-            let local = Address([
-                read_volatile(&raw const (*ops).local_ip6[0]),
-                read_volatile(&raw const (*ops).local_ip6[1]),
-                read_volatile(&raw const (*ops).local_ip6[2]),
-                read_volatile(&raw const (*ops).local_ip6[3]),
-            ]);
-            let remote = Address([
-                read_volatile(&raw const (*ops).remote_ip6[0]),
-                read_volatile(&raw const (*ops).remote_ip6[1]),
-                read_volatile(&raw const (*ops).remote_ip6[2]),
-                read_volatile(&raw const (*ops).remote_ip6[3]),
-            ]);
-            // The IPv6 fields of a mapped socket are filled in only after the SYN has left (tcp_v6_connect).
-            if remote.is_v4() { v4_ends(ctx) } else { (local, remote) }
-        };
-        Tuple {
-            netns: bpf_get_netns_cookie(ops.cast()),
-            local,
-            remote,
-            local_port: read_volatile(&raw const (*ops).local_port) as u16,
-            remote_port: host_port(read_volatile(&raw const (*ops).remote_port) >> 16),
-            pad: 0,
-        }
-    }
-}
-
-#[inline(always)]
-fn v4_ends(ctx: &SockOpsContext) -> (Address, Address) {
-    // SAFETY: as in `tuple`.
-    unsafe {
-        let ops = ctx.ops;
-        (
-            Address::v4(read_volatile(&raw const (*ops).local_ip4)),
-            Address::v4(read_volatile(&raw const (*ops).remote_ip4)),
-        )
-    }
+    let ((local, local_port), (remote, remote_port)) = context::ends(ctx.ops);
+    // SAFETY: the helper takes the context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    Tuple { netns, local, remote, local_port, remote_port, pad: 0 }
 }

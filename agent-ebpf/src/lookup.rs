@@ -8,31 +8,20 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     Global,
-    bindings::{bpf_sk_lookup, sk_action::{SK_DROP, SK_PASS}},
+    bindings::sk_action::{SK_DROP, SK_PASS},
     programs::SkLookupContext,
 };
 
 use agent_ebpf::{Address, HBONE_PORT, LAST_REDIRECT_PORT, Pod, Tuple, counter, kind, listener};
 
 use crate::{
-    connect::AF_INET,
+    context::{IPPROTO_TCP, Packet},
     state::{self, LISTENERS},
 };
 
 /// The pod's slot.
 #[unsafe(no_mangle)]
 static SLOT: Global<u32> = Global::new(u32::MAX);
-
-const IPPROTO_TCP: u32 = 6;
-
-/// A packet's ends.
-struct Packet {
-    v4: bool,
-    source: Address,
-    source_port: u16,
-    destination: Address,
-    port: u16,
-}
 
 #[inline(always)]
 pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
@@ -45,10 +34,11 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
         return SK_PASS;
     }
     let packet = Packet::read(ctx.lookup);
-    let own = pod.owns(&packet.destination);
-    let local = packet.source.is_loopback() || pod.owns(&packet.source);
+    let (destination, port) = &packet.destination;
+    let own = pod.owns(destination);
+    let local = packet.source.0.is_loopback() || pod.owns(&packet.source.0);
 
-    if own && packet.port <= LAST_REDIRECT_PORT {
+    if own && *port <= LAST_REDIRECT_PORT {
         return match packet.handshake(pod) {
             Some(kind::CAPTURED) => steer(ctx, packet.listener(listener::OUTBOUND4)),
             Some(_) => SK_PASS,
@@ -57,7 +47,7 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
             None => SK_PASS,
         };
     }
-    if own && packet.port == HBONE_PORT {
+    if own && *port == HBONE_PORT {
         if !local {
             state::count(counter::HBONE);
             return steer(ctx, packet.listener(listener::HBONE4));
@@ -73,52 +63,15 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
 }
 
 impl Packet {
-    #[inline(always)]
-    fn read(lookup: *mut bpf_sk_lookup) -> Self {
-        // SAFETY: the context is valid while the program runs. Volatile: see `connect4`. `remote_port` is two bytes in
-        // network byte order, `local_port` a word in host byte order.
-        unsafe {
-            let v4 = read_volatile(&raw const (*lookup).family) == AF_INET;
-            let (source, destination) = if v4 {
-                (
-                    Address::v4(read_volatile(&raw const (*lookup).remote_ip4)),
-                    Address::v4(read_volatile(&raw const (*lookup).local_ip4)),
-                )
-            } else {
-                (
-                    Address([
-                        read_volatile(&raw const (*lookup).remote_ip6[0]),
-                        read_volatile(&raw const (*lookup).remote_ip6[1]),
-                        read_volatile(&raw const (*lookup).remote_ip6[2]),
-                        read_volatile(&raw const (*lookup).remote_ip6[3]),
-                    ]),
-                    Address([
-                        read_volatile(&raw const (*lookup).local_ip6[0]),
-                        read_volatile(&raw const (*lookup).local_ip6[1]),
-                        read_volatile(&raw const (*lookup).local_ip6[2]),
-                        read_volatile(&raw const (*lookup).local_ip6[3]),
-                    ]),
-                )
-            };
-            Self {
-                v4,
-                source,
-                source_port: u16::from_be(read_volatile(&raw const (*lookup).remote_port)),
-                destination,
-                port: read_volatile(&raw const (*lookup).local_port) as u16,
-            }
-        }
-    }
-
     /// Returns what kind of handshake of this pod the packet belongs to.
     #[inline(always)]
     fn handshake(&self, pod: &Pod) -> Option<u32> {
         let tuple = Tuple {
             netns: pod.netns,
-            local: self.source,
-            remote: self.destination,
-            local_port: self.source_port,
-            remote_port: self.port,
+            local: self.source.0,
+            remote: self.destination.0,
+            local_port: self.source.1,
+            remote_port: self.destination.1,
             pad: 0,
         };
         state::handshake(&tuple).map(|entry| entry.kind)
@@ -135,10 +88,11 @@ impl Packet {
     fn is_for_a_listener(&self, pod: &Pod) -> bool {
         const LOCALHOST4: Address = Address::v4(0x7f00_0001_u32.to_be());
         let [outbound4, outbound6, hbone4, hbone6] = pod.ports;
+        let (address, port) = &self.destination;
         if self.v4 {
-            self.destination == LOCALHOST4 && (self.port == outbound4 || self.port == hbone4)
+            *address == LOCALHOST4 && (*port == outbound4 || *port == hbone4)
         } else {
-            self.destination.is_loopback() && (self.port == outbound6 || self.port == hbone6)
+            address.is_loopback() && (*port == outbound6 || *port == hbone6)
         }
     }
 }
