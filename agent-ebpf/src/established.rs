@@ -1,0 +1,158 @@
+//! `sockops`: carries what is known of a connecting socket over to the accepted one, by the two ends of the handshake.
+//!
+//! An entry lives from before the SYN leaves to the moment when the other end is established, or the socket is closed.
+//! It is therefore never there for a later connection that happens to have the same ends; and what was accepted is found
+//! by the accepted socket itself, never by addresses.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    programs::SockOpsContext,
+};
+
+use agent_ebpf::{HBONE_PORT, Handshake, LAST_REDIRECT_PORT, Name, Socket, Tuple, counter, kind};
+
+use crate::{
+    connect::is_mptcp_subflow,
+    context,
+    state::{self, NAMES},
+};
+
+#[inline(always)]
+pub(crate) fn sockops(ctx: &SockOpsContext) {
+    // SAFETY: the context is valid while the program runs.
+    let (op, sk) = unsafe {
+        let ops = ctx.ops;
+        (read_volatile(&raw const (*ops).op), (*ops).__bindgen_anon_2.sk)
+    };
+    if sk.is_null() {
+        return;
+    }
+    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+        connecting(ctx, sk);
+    } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepted(ctx, sk);
+    } else if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) == BPF_TCP_CLOSE {
+        closed(ctx, sk);
+    }
+}
+
+/// The source port is known now, and the SYN has not left: notes what `sk_lookup` and the accepted socket need.
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let Some(socket) = state::socket(sk) else { return };
+    let tuple = tuple(ctx);
+    let kind = match socket.kind {
+        // A state that names another peer is of an earlier connect.
+        kind::CAPTURED | kind::OWN => {
+            if socket.peer != tuple.remote || socket.peer_port != u32::from(tuple.remote_port) {
+                return;
+            }
+            socket.kind
+        }
+        kind::DIAL => kind::DIAL,
+        kind::AGENT => match loop_kind(&tuple) {
+            Some(kind) => kind,
+            None => return,
+        },
+        _ => return,
+    };
+    let owner = owner(ctx);
+    let entry = Handshake { owner, address: socket.address, port: socket.port, kind };
+    if !state::begin(&tuple, &entry) {
+        // The SYN leaves whatever is returned here; `sk_lookup` refuses it for want of an entry.
+        state::count(counter::REFUSED_OVERLOAD);
+        return;
+    }
+    if kind == kind::CAPTURED && is_mptcp_subflow(sk) {
+        let name = Name { owner, address: socket.address, port: socket.port, pad: 0 };
+        // Without room the application sees the redirected address: a wrong name, and a connection that works.
+        let _ = NAMES.insert(tuple, name, 0);
+    }
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The agent's own connections to its own pod: what needs an entry to get past `sk_lookup`.
+#[inline(always)]
+fn loop_kind(tuple: &Tuple) -> Option<u32> {
+    let pod = state::pod_of(tuple.netns)?;
+    if !pod.owns(&tuple.remote) {
+        return None;
+    }
+    match tuple.remote_port {
+        HBONE_PORT => Some(kind::LOOPED),
+        1..=LAST_REDIRECT_PORT => Some(kind::OWN),
+        _ => None,
+    }
+}
+
+/// The other end of a handshake is established: moves what is known into its storage.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let here = tuple(ctx);
+    if state::pod_of(here.netns).is_none() {
+        return;
+    }
+    // The entry is keyed as the connecting side sees it.
+    let there = Tuple {
+        netns: here.netns,
+        local: here.remote,
+        remote: here.local,
+        local_port: here.remote_port,
+        remote_port: here.local_port,
+        pad: 0,
+    };
+    let Some(Handshake { address, port, kind, .. }) = state::handshake(&there) else { return };
+    let kind = match kind {
+        kind::CAPTURED => kind::ACCEPTED,
+        kind::DIAL => {
+            state::count(counter::SUBSTITUTED);
+            kind::SUBSTITUTED
+        }
+        _ => return state::end(&there),
+    };
+    let known =
+        Socket { address, peer: there.local, port, peer_port: there.local_port.into(), kind, pad: 0 };
+    // Without memory the agent finds no destination and refuses; an application sees loopback.
+    let _ = state::remember(sk, known);
+    state::end(&there);
+}
+
+/// A connecting socket has ended: takes away what its handshake left, and the name that its peer had.
+#[inline(always)]
+fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let Some(socket) = state::socket(sk) else { return };
+    if socket.kind != kind::CAPTURED && socket.kind != kind::OWN && socket.kind != kind::DIAL && socket.kind != kind::AGENT {
+        return;
+    }
+    let tuple = tuple(ctx);
+    let owner = owner(ctx);
+    // By then the ends may belong to another socket already.
+    if state::handshake(&tuple).is_some_and(|entry| entry.owner == owner) {
+        state::end(&tuple);
+    }
+    // SAFETY: the number is compared at once.
+    if socket.kind == kind::CAPTURED && unsafe { NAMES.get(tuple) }.is_some_and(|name| name.owner == owner) {
+        let _ = NAMES.remove(tuple);
+    }
+}
+
+#[inline(always)]
+fn owner(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { bpf_get_socket_cookie(ctx.ops.cast()) }
+}
+
+/// Returns the socket's two ends as itself sees them.
+#[inline(always)]
+fn tuple(ctx: &SockOpsContext) -> Tuple {
+    let ((local, local_port), (remote, remote_port)) = context::ends(ctx.ops);
+    // SAFETY: the helper takes the context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
+    Tuple { netns, local, remote, local_port, remote_port, pad: 0 }
+}

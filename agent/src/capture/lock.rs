@@ -1,0 +1,57 @@
+//! One agent a node: an exclusive `flock`, which the kernel gives back however the holder ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::{errno::Errno, fcntl::{Flock, FlockArg}};
+
+use super::Error;
+
+/// Where the lock files are. Not beside the pins: bpffs holds no regular files.
+const DIRECTORY: &str = "/run/culvert";
+
+/// The lock of one node, held until dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    path: PathBuf,
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the node's lock.
+    ///
+    /// # Errors
+    /// Where another process holds it, or the file cannot be made.
+    pub(super) fn acquire(node: &str) -> Result<Self, Error> {
+        let directory = Path::new(DIRECTORY);
+        fs::create_dir_all(directory).map_err(Error::pin(directory, "cannot make the directory for lock files"))?;
+        let path = directory.join(format!("{node}.lock"));
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(Error::pin(&path, "cannot open the lock file"))?;
+            let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                Errno::EAGAIN => Error::Busy { node: node.to_owned(), path: path.clone() },
+                errno => Error::pin(&path, "cannot lock")(errno.into()),
+            })?;
+            // `remove` may have unlinked the file between the two calls: the lock would be on a file that nobody finds.
+            let ours = file.metadata().map(|metadata| metadata.ino());
+            if fs::metadata(&path).is_ok_and(|there| ours.is_ok_and(|ours| ours == there.ino())) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+
+    /// Gives the lock back and leaves no file.
+    pub(super) fn remove(self) {
+        // Nothing depends on it: a file that stays is taken over by the next agent.
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,148 @@
+//! Capture: the eBPF programs and maps that bring a pod's connections to the agent, and the sockets in pods' namespaces.
+//!
+//! Owns everything that touches aya: loading, attaching and pinning programs, the maps, each enrolled pod's listeners
+//! and the way to dial from inside its namespace. Knows nothing of identities, policy or HBONE; what goes where is told
+//! to it ([`Capture::set_destinations`]). Nothing here has a deadline: callers set one.
+//!
+//! ```text
+//! Capture::load ──► pins under <bpffs>/culvert/<node>/ ──► Capture::enroll(NetNs) ──► PodCapture
+//!                                                               │ outbound_listeners, hbone_listeners, orig_dst
+//!                                                               └ Dialler: dial_peer, dial_plain, dial_app
+//! ```
+//!
+//! The kernel's part is `agent-ebpf`; how the two fit together is told in docs/architecture.md.
+
+mod cgroup;
+mod cleanup;
+mod dial;
+mod error;
+mod listen;
+mod lock;
+mod netns;
+mod pins;
+mod pod;
+mod programs;
+mod slots;
+mod socket;
+mod stats;
+mod sys;
+mod tables;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+pub use dial::Dialler;
+pub use error::Error;
+pub use netns::NetNs;
+pub use pod::PodCapture;
+pub use socket::{end_cleanly, reset_on_close};
+pub use stats::Stats;
+
+use crate::mesh::Destination;
+use {lock::Lock, pins::Pins, slots::Slots, tables::Tables};
+
+/// What capture needs to know of the node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name; two agents of one kernel have two.
+    pub node: String,
+    /// Where the BPF file system is, or is to be mounted: `/sys/fs/bpf`.
+    pub bpffs: PathBuf,
+    /// The ranges that pods have their addresses from. An address in them that nobody knows yet is captured, so that
+    /// the agent can wait for the index to catch up; without ranges it passes.
+    pub pod_ranges: Vec<IpNet>,
+}
+
+/// The attached programs, their maps, and the pods enrolled in them.
+///
+/// Dropping it leaves everything in the kernel as it is, so that a crashed or restarting agent fails closed:
+/// [`Capture::cleanup`] takes it away.
+#[derive(Debug)]
+pub struct Capture {
+    pins: Pins,
+    tables: Arc<Tables>,
+    slots: Slots,
+    /// The network namespace of the agent itself, which is never enrolled.
+    host: NetNs,
+    /// Held as long as the agent lives: one writer.
+    _lock: Lock,
+}
+
+impl Capture {
+    /// Loads and attaches the programs, or takes over what an earlier agent of the same node left.
+    ///
+    /// The programs that an earlier agent attached are replaced one by one without a gap, so that an upgraded agent
+    /// runs its own code. Enrolled pods and destinations stay as they were; [`Self::enroll`] takes the pods over.
+    ///
+    /// # Errors
+    /// Where another agent of this node runs, the cgroup v2 hierarchy's root cannot be reached, or the kernel refuses a
+    /// program or a map.
+    pub fn load(config: &Config) -> Result<Self, Error> {
+        // First: it checks the node's name, of which the lock's path is made too.
+        let pins = Pins::create(&config.bpffs, &config.node)?;
+        let lock = Lock::acquire(&config.node)?;
+        let tables = programs::load(&pins, &cgroup::root()?)?;
+        tables.set_ranges(&config.pod_ranges)?;
+        let slots = Slots::adopt(&tables)?;
+        Ok(Self { pins, tables: Arc::new(tables), slots, host: NetNs::current()?, _lock: lock })
+    }
+
+    /// Makes the kernel treat exactly these destinations as told; what is new is added before what is old goes.
+    ///
+    /// # Errors
+    /// Where there are more than the map holds, or the kernel refuses.
+    pub fn set_destinations(&self, want: &HashMap<IpAddr, Destination>) -> Result<(), Error> {
+        self.tables.set_destinations(want)
+    }
+
+    /// Enrolls the pod of a network namespace: listeners, the `sk_lookup` link, and last the entry that starts capture.
+    ///
+    /// A namespace that an earlier agent enrolled keeps its slot, and what is established there goes on. The programs
+    /// of the pod are replaced without a gap.
+    ///
+    /// # Errors
+    /// Where the namespace is the node's own, does not hold the addresses, is enrolled already, or there is no slot.
+    pub fn enroll(self: &Arc<Self>, netns: NetNs, addresses: &[IpAddr]) -> Result<PodCapture, Error> {
+        if netns.cookie() == self.host.cookie() {
+            return Err(Error::refused(&netns, "it is the node's own; pods with hostNetwork cannot be enrolled"));
+        }
+        PodCapture::enroll(Arc::clone(self), netns, addresses)
+    }
+
+    /// Forgets the pods that an earlier agent enrolled and nobody wants any more, and pins of another layout.
+    ///
+    /// To be called after the start, when every wanted pod is enrolled: until then connections of the pods in question
+    /// fail rather than leak. Pods that this agent enrolled are left alone.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; what could be forgotten is.
+    pub fn forget_others(&self, keep: &HashSet<u64>) -> Result<(), Error> {
+        for (netns, slot) in self.slots.abandoned(keep) {
+            pod::remove(self, netns, slot)?;
+            self.slots.release(netns);
+        }
+        self.pins.remove_other_layouts()
+    }
+
+    /// Takes away everything that agents left in the kernel, of one node or of all, and returns what it was.
+    ///
+    /// # Errors
+    /// Where an agent runs, or the kernel refuses.
+    pub fn cleanup(node: Option<&str>, bpffs: &Path) -> Result<Vec<String>, Error> {
+        cleanup::run(node, bpffs)
+    }
+
+    /// Returns what the kernel has counted since the programs were first loaded, and how full the maps are.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to tell.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        Stats::read(&self.tables, self.slots.netns())
+    }
+}

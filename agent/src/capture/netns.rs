@@ -1,0 +1,145 @@
+//! Network namespaces: opening one, telling two apart, and running a closure inside.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+};
+
+use nix::{
+    ifaddrs::getifaddrs,
+    sched::{CloneFlags, setns},
+    sys::socket::SockaddrStorage,
+};
+
+use super::{Error, sys};
+use crate::mesh::NetnsRef;
+
+/// A network namespace. Holding it keeps the namespace alive. Cheap to clone.
+#[derive(Clone)]
+pub struct NetNs {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    file: File,
+    cookie: u64,
+    name: String,
+}
+
+impl NetNs {
+    /// Opens a namespace by a file that it is mounted on, or by a process in it.
+    ///
+    /// A process may unshare a namespace of its own; that the namespace is the pod's is checked by its addresses
+    /// ([`super::Capture::enroll`]).
+    ///
+    /// # Errors
+    /// Where there is no such file or process, or the file is no network namespace.
+    pub fn open(at: &NetnsRef) -> Result<Self, Error> {
+        let opened = match at {
+            NetnsRef::Path(path) => File::open(path),
+            NetnsRef::Pid(pid) => open_process(*pid),
+        };
+        opened
+            .and_then(|file| Self::new(file, at.to_string()))
+            .map_err(|source| Error::Netns { netns: at.to_string(), source })
+    }
+
+    /// Opens the namespace of the calling thread.
+    pub(super) fn current() -> Result<Self, Error> {
+        let path = Path::new("/proc/thread-self/ns/net");
+        File::open(path)
+            .and_then(|file| Self::new(file, "the agent's own".to_owned()))
+            .map_err(|source| Error::Netns { netns: path.display().to_string(), source })
+    }
+
+    fn new(file: File, name: String) -> io::Result<Self> {
+        if sys::namespace_type(file.as_fd())? != libc::CLONE_NEWNET {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
+        }
+        let cookie = run_in(&file, sys::netns_cookie)??;
+        Ok(Self { shared: Arc::new(Shared { file, cookie, name }) })
+    }
+
+    /// Returns the namespace's cookie (`SO_NETNS_COOKIE`): unique since boot, never reused.
+    pub fn cookie(&self) -> u64 {
+        self.shared.cookie
+    }
+
+    /// Runs a closure on this thread inside the namespace. Sockets that it makes belong there for life.
+    ///
+    /// Takes about a microsecond. The closure must not wait, and must not spawn threads: they would stay inside.
+    ///
+    /// # Errors
+    /// Where the namespace cannot be entered; the closure has not run then. If there is no way back the process ends,
+    /// because everything that this thread does next would happen in the pod.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
+        run_in(&self.shared.file, f)
+    }
+
+    /// Returns the addresses of all links inside, canonical.
+    ///
+    /// # Errors
+    /// Where the namespace cannot be entered or netlink refuses.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let links = self.run(getifaddrs)??;
+        Ok(links.filter_map(|link| link.address.as_ref().and_then(ip)).collect())
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.file.as_fd()
+    }
+}
+
+impl fmt::Debug for NetNs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetNs").field("name", &self.shared.name).field("cookie", &self.shared.cookie).finish()
+    }
+}
+
+impl fmt::Display for NetNs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shared.name)
+    }
+}
+
+/// Opens a process's namespace, and makes sure that the process was still that one when it was opened.
+fn open_process(pid: u32) -> io::Result<File> {
+    let pidfd = sys::pidfd_open(pid)?;
+    let file = File::open(PathBuf::from(format!("/proc/{pid}/ns/net")))?;
+    // As long as the process has not been reaped nobody else can have had the pid.
+    sys::pidfd_exists(pidfd.as_fd())?;
+    Ok(file)
+}
+
+fn run_in<T>(target: &File, f: impl FnOnce() -> T) -> io::Result<T> {
+    let _home = Home(File::open("/proc/thread-self/ns/net")?);
+    setns(target, CloneFlags::CLONE_NEWNET)?;
+    Ok(f())
+}
+
+/// Brings the thread back, also when the closure panics.
+struct Home(File);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWNET) {
+            tracing::error!(%error, "cannot leave a pod's network namespace; ending rather than act inside a pod");
+            process::abort();
+        }
+    }
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(IpAddr::V4(v4.ip()));
+    }
+    address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()).to_canonical())
+}

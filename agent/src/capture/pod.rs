@@ -1,0 +1,185 @@
+//! One enrolled pod.
+
+use std::{
+    io,
+    net::{IpAddr, TcpListener},
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use agent_ebpf::{Address, MAX_ADDRESSES, Pod, kind, listener};
+
+use super::{Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
+use crate::mesh::OrigDst;
+
+/// One enrolled pod: its listeners and the way into its namespace.
+///
+/// Dropping it closes its copies of the listeners and leaves the kernel's entries, so that a crashed or restarting agent
+/// fails closed; [`Self::unenroll`] takes them away.
+#[derive(Debug)]
+pub struct PodCapture {
+    capture: Arc<Capture>,
+    netns: NetNs,
+    slot: u32,
+    listeners: Listeners,
+}
+
+impl PodCapture {
+    pub(super) fn enroll(capture: Arc<Capture>, netns: NetNs, addresses: &[IpAddr]) -> Result<Self, Error> {
+        let entry = describe(&netns, addresses)?;
+        let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
+        match start(&capture, &netns, slot, entry, addresses) {
+            Ok(listeners) => Ok(Self { capture, netns, slot, listeners }),
+            Err(error) => {
+                // What an earlier agent left stays for the next attempt, and so does what this one made of it.
+                capture.slots.abandon(netns.cookie());
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the pod's network namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// Returns non-blocking listeners for captured connections, one for each family in which the pod has an address.
+    /// They share one queue with every other copy.
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn outbound_listeners(&self) -> io::Result<Vec<TcpListener>> {
+        self.listeners.duplicate([listener::OUTBOUND4, listener::OUTBOUND6])
+    }
+
+    /// Returns non-blocking listeners for HBONE connections to the pod, as [`Self::outbound_listeners`] does.
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn hbone_listeners(&self) -> io::Result<Vec<TcpListener>> {
+        self.listeners.duplicate([listener::HBONE4, listener::HBONE6])
+    }
+
+    /// Takes the original destination of a connection that an outbound listener accepted; it can be taken once.
+    ///
+    /// The kernel keeps it with the accepted socket itself, so that it can never be that of an earlier or later
+    /// connection between the same addresses.
+    ///
+    /// # Errors
+    /// [`Error::NotCaptured`] where the connection did not come through the connect hook.
+    pub fn orig_dst(&self, accepted: &impl AsFd) -> Result<OrigDst, Error> {
+        match self.capture.tables.take(accepted)? {
+            Some(known) if known.kind == kind::ACCEPTED => Ok(OrigDst::new(known.socket_addr())),
+            _ => Err(Error::NotCaptured),
+        }
+    }
+
+    /// Returns what makes connections from inside the pod's namespace.
+    pub fn dialler(&self) -> Dialler {
+        Dialler::new(self.netns.clone(), Arc::clone(&self.capture.tables))
+    }
+
+    /// Follows a change of the pod's addresses. A family that the pod did not have when it was enrolled needs a new
+    /// enrolment.
+    ///
+    /// # Errors
+    /// Where the namespace does not hold the addresses, or the kernel refuses.
+    pub fn set_addresses(&self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let entry = describe(&self.netns, addresses)?;
+        let now = self.capture.tables.read_pod(self.slot)?;
+        self.capture.tables.write_pod(self.slot, &Pod { ports: now.ports, captures: now.captures, ..entry })
+    }
+
+    /// The first step of un-enrolment: the pod's new connections are let alone from now on. What comes to its HBONE
+    /// port is still handed to the agent.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn stop_capture(&self) -> Result<(), Error> {
+        let now = self.capture.tables.read_pod(self.slot)?;
+        self.capture.tables.write_pod(self.slot, &Pod { captures: 0, ..now })
+    }
+
+    /// The second step of un-enrolment: takes the pod's entries, programs and slot away. What is established lives on.
+    ///
+    /// # Errors
+    /// Where the kernel refuses; [`Capture::forget_others`] then finishes what is left.
+    pub fn unenroll(self) -> Result<(), Error> {
+        let removed = remove(&self.capture, self.netns.cookie(), self.slot);
+        if removed.is_ok() {
+            self.capture.slots.release(self.netns.cookie());
+        }
+        removed
+    }
+
+    /// Takes the listeners from where `sk_lookup` finds them: new connections are refused from now on, and what waits in
+    /// the queues can still be accepted. To be called on the way out, before the listeners are closed: closing resets
+    /// what waits. The other entries stay, and fail closed.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn drain(&self) -> Result<(), Error> {
+        (0..listener::COUNT).try_for_each(|which| self.capture.tables.clear_listener(self.slot, which))
+    }
+
+    /// Returns the kernel's counters and how full the maps are, with the handshakes of this pod alone.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to tell.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        Stats::read(&self.capture.tables, vec![self.netns.cookie()])
+    }
+}
+
+impl Drop for PodCapture {
+    fn drop(&mut self) {
+        // Nothing to do where it has been un-enrolled.
+        self.capture.slots.abandon(self.netns.cookie());
+    }
+}
+
+/// Enrolls: the entry that starts capture comes last, when everything that it needs is there.
+fn start(
+    capture: &Capture,
+    netns: &NetNs,
+    slot: u32,
+    entry: Pod,
+    addresses: &[IpAddr],
+) -> Result<Listeners, Error> {
+    let tables = &capture.tables;
+    let listeners = Listeners::bind(netns, addresses)?;
+    let ports = listeners.ports().map_err(Error::netns(netns))?;
+    tables.open_handshakes(netns.cookie())?;
+    tables.write_pod(slot, &Pod { ports, captures: 1, ..entry })?;
+    listeners.publish(tables, slot)?;
+    programs::attach_pod(&capture.pins, netns, slot)?;
+    tables.admit(netns.cookie(), slot)?;
+    Ok(listeners)
+}
+
+/// Un-enrolls: first the entry that captures, then the program, then what they used.
+pub(super) fn remove(capture: &Capture, netns: u64, slot: u32) -> Result<(), Error> {
+    capture.tables.expel(netns)?;
+    pins::remove(&capture.pins.pod_link(netns))?;
+    capture.tables.forget(netns, slot)
+}
+
+/// Describes the pod for the programs, after a look whether the namespace is the pod's.
+fn describe(netns: &NetNs, addresses: &[IpAddr]) -> Result<Pod, Error> {
+    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+        let why = format!("it has {} addresses, and 1 to {MAX_ADDRESSES} can be", addresses.len());
+        return Err(Error::refused(netns, why));
+    }
+    let held = netns.addresses().map_err(Error::netns(netns))?;
+    if let Some(missing) = addresses.iter().find(|address| !held.contains(&address.to_canonical())) {
+        return Err(Error::missing(netns, *missing));
+    }
+    let mut pod = Pod { netns: netns.cookie(), ..Pod::default() };
+    for (place, address) in pod.addresses.iter_mut().zip(addresses) {
+        *place = Address::from(*address);
+    }
+    let first = |v4: bool| pod.addresses.iter().find(|address| !address.is_zero() && address.is_v4() == v4).copied();
+    pod.redirect4 = first(true).unwrap_or_default();
+    pod.redirect6 = first(false).unwrap_or_default();
+    Ok(pod)
+}

@@ -1,0 +1,127 @@
+//! The eBPF programs: loading, attaching or replacing, pinning.
+
+use std::{fs::File, os::fd::{AsFd as _, BorrowedFd}, path::Path};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    pin::PinError,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramFd, ProgramType, SkLookup, SockOps,
+        links::FdLink,
+    },
+    sys::{BpfHelper, is_helper_supported},
+};
+
+use super::{Error, NetNs, pins::Pins, sys, tables::Tables};
+
+/// The object that `build.rs` made of `agent-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
+
+/// The programs that are attached to the cgroup root. `sockops` first and the connect hooks last: what is captured needs
+/// all the others.
+const NODE_PROGRAMS: [&str; 5] =
+    ["culvert_sockops", "culvert_peer4", "culvert_peer6", "culvert_conn4", "culvert_conn6"];
+
+/// The program that is attached to each pod's namespace.
+const POD_PROGRAM: &str = "culvert_lookup";
+
+/// Loads the programs of the node and attaches them to the cgroup root, or puts them in the place of those that an
+/// earlier agent attached.
+pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
+    let mut ebpf = object(pins, u32::MAX)?;
+    for name in NODE_PROGRAMS {
+        let program = ebpf.program_mut(name).expect("build.rs has built this program");
+        load_one(program).map_err(Error::program(name))?;
+        place(program, &pins.link(name), |program| attach_to_cgroup(program, cgroup)).map_err(Error::program(name))?;
+    }
+    Tables::new(&mut ebpf)
+}
+
+/// Loads a copy of the pod program for one slot and attaches it to the pod's namespace, or puts it in the place of the
+/// one that an earlier agent attached.
+pub(super) fn attach_pod(pins: &Pins, netns: &NetNs, slot: u32) -> Result<(), Error> {
+    let mut ebpf = object(pins, slot)?;
+    let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
+    load_one(program).map_err(Error::program(POD_PROGRAM))?;
+    place(program, &pins.pod_link(netns.cookie()), |program| attach_to_netns(program, netns))
+        .map_err(Error::program(POD_PROGRAM))
+}
+
+/// Parses the object and makes its maps, or opens those that are pinned.
+fn object(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+    let supported =
+        |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
+    let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
+    let mptcp_sock = supported(BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SLOT", &slot, true)
+        .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .override_global("HAS_MPTCP_SOCK", &mptcp_sock, true);
+    for name in agent_ebpf::maps::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    Ok(loader.load(OBJECT)?)
+}
+
+fn load_one(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Puts a program where the pinned link is, or makes and pins a link.
+fn place(
+    program: &mut Program,
+    pin: &Path,
+    attach: impl FnOnce(&mut Program) -> Result<FdLink, ProgramError>,
+) -> Result<(), ProgramError> {
+    if let Ok(link) = sys::open_pin(pin) {
+        // ENOLINK and the like: what it was attached to has gone, and so may the link.
+        if sys::link_update(link.as_fd(), descriptor(program)?).is_ok() {
+            return Ok(());
+        }
+        std::fs::remove_file(pin)?;
+    }
+    match attach(program)?.pin(pin) {
+        Ok(_pinned) => Ok(()),
+        Err(PinError::SyscallError(error)) => Err(error.into()),
+        Err(error) => Err(std::io::Error::other(error).into()),
+    }
+}
+
+fn descriptor(program: &Program) -> Result<BorrowedFd<'_>, ProgramError> {
+    let fd: &ProgramFd = match program {
+        Program::CgroupSockAddr(program) => program.fd()?,
+        Program::SockOps(program) => program.fd()?,
+        Program::SkLookup(program) => program.fd()?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    Ok(fd.as_fd())
+}
+
+fn attach_to_cgroup(program: &mut Program, cgroup: &File) -> Result<FdLink, ProgramError> {
+    // A link allows other programs beside it anyway, and the kernel refuses the flag that says so (EINVAL).
+    let mode = CgroupAttachMode::Single;
+    let link = match program {
+        Program::CgroupSockAddr(program) => {
+            let id = CgroupSockAddr::attach(program, cgroup, mode)?;
+            FdLink::try_from(program.take_link(id)?)
+        }
+        Program::SockOps(program) => {
+            let id = SockOps::attach(program, cgroup, mode)?;
+            FdLink::try_from(program.take_link(id)?)
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    };
+    link.map_err(|error| std::io::Error::other(error).into())
+}
+
+fn attach_to_netns(program: &mut Program, netns: &NetNs) -> Result<FdLink, ProgramError> {
+    let program: &mut SkLookup = program.try_into()?;
+    let id = program.attach(netns)?;
+    Ok(program.take_link(id)?.into())
+}

@@ -1,0 +1,9 @@
+//! The kernel datapath: `culvert::capture` and its programs, on real sockets in namespaces of their own.
+//!
+//! Needs root and nothing else: no `ip` command, no agent. Runs in a VM's initramfs too, and there under emulation: no
+//! check depends on time.
+
+mod net;
+mod netlink;
+mod outbound;
+mod world;
