@@ -1,1 +1,4 @@
+pub mod cli;
+pub mod hbone;
+pub mod identity;
 pub mod mesh;

@@ -9,6 +9,9 @@
 //! EndpointSlice ───► Endpoint ──┘
 //! ```
 
+mod backends;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod identity;
 mod reason;
 mod route;
@@ -18,8 +21,8 @@ mod workload;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};
-pub use snapshot::{Destination, Snapshot};
+pub use snapshot::{AddressConflict, Destination, Snapshot};
 pub use workload::{
-    Affinity, Distribution, Endpoint, Enrollment, NamedPort, NetnsRef, NotEnrolled, Service, ServicePort,
-    TargetPort, Workload,
+    Affinity, Distribution, Endpoint, EndpointPort, Enrollment, NamedPort, NetnsRef, NotEnrolled, PodName,
+    Service, ServicePort, TargetPort, Workload,
 };

@@ -1,8 +1,19 @@
 //! Where a captured connection goes: a pure function of the snapshot, the source and the original destination.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
-use super::{Identity, Reason, Service, Snapshot, Workload};
+use rand::seq::IndexedRandom as _;
+
+use super::{
+    Affinity, Identity, Reason, Service, Snapshot, Workload,
+    backends::Backend,
+    snapshot::{AddressConflict, Holder},
+};
 
 /// The address that an application asked `connect` for, canonical (IPv4-mapped IPv6 is IPv4).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -100,11 +111,110 @@ impl RouteError {
 }
 
 impl Snapshot {
-    /// Picks the endpoint for a connection of `source` to `orig_dst`.
+    /// Picks the endpoint for a connection of `source`, whose own address is `source_ip`, to `orig_dst`.
+    ///
+    /// Pure but for the random choice among a service's endpoints that are equally good.
     ///
     /// # Errors
     /// Where the mesh knows no endpoint that may receive it; the connection is then refused.
-    pub fn route(&self, source: &Workload, orig_dst: OrigDst) -> Result<Route, RouteError> {
-        todo!("{source:?} {orig_dst}")
+    pub fn route(
+        &self,
+        source: &Workload,
+        source_ip: IpAddr,
+        orig_dst: OrigDst,
+    ) -> Result<Route, RouteError> {
+        let target = orig_dst.address();
+        match self.holder(target.ip()) {
+            // A pod's address goes before a service's: nobody's `externalIPs` may take a pod's traffic away.
+            Some(Holder::One(workload)) => Ok(to_address(target, Some(workload), None)),
+            Some(Holder::Conflict(conflict)) => Err(RouteError::conflict(target, conflict)),
+            None => self.route_service(source, source_ip, target),
+        }
+    }
+
+    fn route_service(
+        &self,
+        source: &Workload,
+        source_ip: IpAddr,
+        target: SocketAddr,
+    ) -> Result<Route, RouteError> {
+        let owners = self.owners(target.ip());
+        let Some(first) = owners.first() else { return Err(RouteError::Unknown(target)) };
+        // Services may share an external address and divide its ports.
+        let Some((owner, backends)) =
+            owners.iter().find_map(|owner| Some((owner, owner.backends.port(target.port())?)))
+        else {
+            if owners.iter().all(|owner| owner.external) {
+                return Ok(to_address(target, None, None));
+            }
+            let service = first.backends.service().to_string();
+            return Err(RouteError::NoSuchPort { service, port: target.port() });
+        };
+        let service = owner.backends.service();
+        let candidates = backends.candidates(target.is_ipv6(), service, &source.node);
+        let Some(backend) = pick(candidates, service.affinity, source_ip) else {
+            return Err(self.why_no_endpoint(service, target));
+        };
+        Ok(to_address(backend.address, backend.workload.as_ref(), Some(service)))
+    }
+
+    /// Tells a service all of whose endpoints have an address in dispute from one that has none.
+    fn why_no_endpoint(&self, service: &Service, target: SocketAddr) -> RouteError {
+        let disputed = service.endpoints.iter().find_map(|endpoint| {
+            let ready = endpoint.ready || service.publish_not_ready;
+            match self.holder(endpoint.address) {
+                Some(Holder::Conflict(conflict)) if ready => Some((endpoint.address, conflict)),
+                _ => None,
+            }
+        });
+        match disputed {
+            Some((address, conflict)) => {
+                RouteError::conflict(SocketAddr::new(address, target.port()), conflict)
+            }
+            None => RouteError::NoEndpoint { service: service.to_string(), port: target.port() },
+        }
     }
 }
+
+impl RouteError {
+    fn conflict(address: SocketAddr, conflict: &AddressConflict) -> Self {
+        Self::Conflict { address, first: conflict.first.to_string(), second: conflict.second.to_string() }
+    }
+}
+
+fn to_address(
+    target: SocketAddr,
+    destination: Option<&Arc<Workload>>,
+    service: Option<&Arc<Service>>,
+) -> Route {
+    let service = service.cloned();
+    match destination {
+        Some(workload) if workload.receives_hbone => Route::Hbone {
+            peer: SocketAddr::new(target.ip(), HBONE_PORT),
+            authority: target,
+            identity: workload.identity.clone(),
+            destination: Arc::clone(workload),
+            service,
+        },
+        _ => Route::Passthrough { target, destination: destination.cloned(), service },
+    }
+}
+
+fn pick(candidates: &[Backend], affinity: Affinity, source_ip: IpAddr) -> Option<&Backend> {
+    match affinity {
+        Affinity::None => candidates.choose(&mut rand::rng()),
+        // Rendezvous hashing: an endpoint that comes or goes moves only the clients that it gains or loses. Over the
+        // address alone, so that a client meets one endpoint on all ports of the service.
+        Affinity::ClientIp => candidates.iter().max_by_key(|backend| weight(source_ip, backend.address.ip())),
+    }
+}
+
+fn weight(client: IpAddr, endpoint: IpAddr) -> u64 {
+    // Without a random key: an agent that restarts must come to the same answer.
+    let mut hasher = DefaultHasher::new();
+    (client.to_canonical(), endpoint).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The port of a destination's agent that takes HBONE, as in Istio's ambient mesh.
+const HBONE_PORT: u16 = 15008;

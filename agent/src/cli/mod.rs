@@ -1,0 +1,3 @@
+//! The subcommands of `culvert`, one file each.
+
+pub mod ca;

@@ -1,0 +1,147 @@
+//! The test programs: which there are, building them, and what they find in their environment.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::{command, layout, vm};
+
+/// The package of the harness; its integration tests are the privileged suites.
+const HARNESS: &str = "lab";
+
+/// The suite that also runs in virtual machines.
+const VM_SUITE: &str = "datapath";
+
+/// Which programs to build.
+#[derive(Clone, Copy)]
+pub(super) struct Selection {
+    pub(super) unit: bool,
+    pub(super) privileged: bool,
+    pub(super) vm: bool,
+}
+
+/// A built test program.
+#[derive(Debug)]
+pub(super) struct Program {
+    package: String,
+    name: String,
+    kind: String,
+    pub(super) path: PathBuf,
+    /// The folder of its package, where it is run.
+    pub(super) folder: PathBuf,
+}
+
+impl Program {
+    /// Returns whether it is one of the suites that need root.
+    pub(super) fn is_suite(&self) -> bool {
+        self.package == HARNESS && self.kind == "test"
+    }
+
+    fn from_message(message: &Value) -> Option<Self> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+        let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
+        is_test.then_some(Self {
+            package: package_name(message["package_id"].as_str()?, folder)?,
+            name: text(&message["target"]["name"])?,
+            kind: text(&message["target"]["kind"][0])?,
+            path: text(&message["executable"])?.into(),
+            folder: folder.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} of {})", self.name, self.kind, self.package)
+    }
+}
+
+/// Builds the agent and the selected test programs, in one go where that shares work.
+pub(super) fn build(selection: Selection) -> Result<Vec<Program>> {
+    if selection.privileged || selection.vm {
+        // cargo builds a program for the integration tests of its own package alone.
+        command::run(command::cargo().args(["build", "--package", "culvert", "--bin", "culvert"]))?;
+    }
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    match selection {
+        Selection { unit: true, privileged: true, .. } => cargo.arg("--workspace"),
+        Selection { unit: true, .. } => cargo.args(["--workspace", "--lib", "--bins"]),
+        Selection { privileged: true, .. } => cargo.args(["--package", HARNESS, "--test", "*"]),
+        _ => cargo.args(["--package", HARNESS, "--test", VM_SUITE]),
+    };
+    let output = cargo.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(output.status.success(), "building the tests failed");
+    let messages = String::from_utf8(output.stdout).context("reading cargo's messages")?;
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let mut programs: Vec<_> = parsed.filter_map(|message| Program::from_message(&message)).collect();
+    programs.sort_by(|a, b| (&a.package, &a.name).cmp(&(&b.package, &b.name)));
+    ensure!(!programs.is_empty(), "cargo built no test program");
+    Ok(programs)
+}
+
+/// Picks what virtual machines run.
+pub(super) fn for_vm(programs: &[Program]) -> Result<vm::Programs> {
+    let suite = programs.iter().find(|program| program.is_suite() && program.name == VM_SUITE);
+    let suite = suite.with_context(|| format!("there is no suite tests/tests/{VM_SUITE}.rs"))?;
+    Ok(vm::Programs { suite: suite.path.clone(), agent: agent()? })
+}
+
+/// Returns where the agent is.
+fn agent() -> Result<PathBuf> {
+    Ok(layout::target()?.join("debug/culvert"))
+}
+
+/// Returns what the suites find in their environment; `sudo` passes on nothing by itself.
+pub(super) fn variables() -> Result<Vec<(&'static str, OsString)>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let backtrace = std::env::var_os("RUST_BACKTRACE").unwrap_or_else(|| "1".into());
+    Ok(vec![("PATH", path), ("RUST_BACKTRACE", backtrace), ("CULVERT_BIN", agent()?.into())])
+}
+
+/// Reads a package's name from its id: `path+file:///folder#name@version`, or without the name where that is the folder's.
+fn package_name(id: &str, folder: &Path) -> Option<String> {
+    let (_, fragment) = id.rsplit_once('#')?;
+    match fragment.split_once('@') {
+        Some((name, _)) => Some(name.to_owned()),
+        None => Some(folder.file_name()?.to_str()?.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(package_id: &str, kind: &str) -> Value {
+        serde_json::json!({
+            "reason": "compiler-artifact",
+            "package_id": package_id,
+            "manifest_path": "/src/culvert/tests/Cargo.toml",
+            "target": { "name": "datapath", "kind": [kind] },
+            "profile": { "test": true },
+            "executable": "/src/culvert/target/debug/deps/datapath-1",
+        })
+    }
+
+    #[test]
+    fn an_integration_test_of_the_harness_is_a_suite() {
+        let program = |id, kind| Program::from_message(&message(id, kind)).unwrap();
+        assert!(program("path+file:///src/culvert/tests#lab@0.1.0", "test").is_suite());
+        assert!(!program("path+file:///src/culvert/tests#lab@0.1.0", "lib").is_suite());
+        assert!(!program("path+file:///src/culvert/agent#culvert@0.1.0", "test").is_suite());
+    }
+
+    #[test]
+    fn a_program_that_is_no_test_is_not_run() {
+        let mut built = message("path+file:///src/culvert/agent#culvert@0.1.0", "bin");
+        built["profile"]["test"] = false.into();
+        assert!(Program::from_message(&built).is_none());
+    }
+}
