@@ -202,8 +202,10 @@ impl MeshBuilder {
         // From here on an error below removes what is there already.
         registry::add(traces);
         let made = self.make(&name, directory);
-        if made.is_err() {
-            registry::take(&name).map(Traces::remove);
+        if made.is_err()
+            && let Some(traces) = registry::take(&name)
+        {
+            traces.remove();
         }
         made
     }
@@ -220,6 +222,10 @@ impl MeshBuilder {
         let indexes: Vec<u8> = (1..).take(nodes.len()).collect();
         for node in &nodes {
             node.join(&indexes)?;
+        }
+        for [one, next] in nodes.array_windows() {
+            one.netns().wait_for_path(next.ipv4().into())?;
+            one.netns().wait_for_path(next.ipv6().into())?;
         }
         let shared = Shared {
             name: mesh.to_owned(),
@@ -288,16 +294,24 @@ fn namespace<'a>(objects: &'a mut Objects, name: &str) -> &'a mut NamespaceManif
 }
 
 /// Joins the nodes: two by a veth, more by a bridge in a namespace of its own.
+///
+/// The two ends of a veth never get one index: the kernel takes such a link for an ordinary card, whose "carrier is up"
+/// it handles once a second only (net/core/link_watch.c, `linkwatch_urgent_event`), and drops packets until then.
 fn wire(mesh: &str, nodes: &[Arc<Node>]) -> Result<()> {
     if let [a, b] = nodes {
-        let peer = b.netns().name();
-        return batch(a.netns(), &[format!("link add {WIRE} type veth peer name {WIRE} netns {peer}")]);
+        let (a, peer) = (a.netns(), b.netns().name());
+        return batch(
+            a,
+            &[format!("link add {WIRE} index 10 type veth peer name {WIRE} index 11 netns {peer}")],
+        );
     }
     let fabric = NetNs::create(&format!("{mesh}-fabric"), quick_addresses)?;
     let mut lines = vec!["link add fabric type bridge".to_owned(), "link set fabric up".to_owned()];
     for (node, number) in nodes.iter().zip(1..) {
-        let name = node.netns().name();
-        lines.push(format!("link add port{number} type veth peer name {WIRE} netns {name}"));
+        let (name, index) = (node.netns().name(), 100 + number);
+        lines.push(format!(
+            "link add port{number} index {index} type veth peer name {WIRE} index 10 netns {name}"
+        ));
         lines.push(format!("link set port{number} master fabric up"));
     }
     batch(&fabric, &lines)

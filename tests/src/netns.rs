@@ -20,7 +20,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::interrupt;
+use crate::{interrupt, wait::try_eventually};
 
 /// Where `ip netns` keeps the namespaces that have a name.
 pub(crate) const DIRECTORY: &str = "/run/netns";
@@ -107,6 +107,19 @@ impl NetNs {
     /// Connects from inside the namespace, with a deadline.
     pub fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
         self.run(|| TcpStream::connect_timeout(&target, CONNECT))
+    }
+
+    /// Waits until packets come and go between here and `address`: a link that was just set up drops them until the
+    /// kernel has handled "carrier is up", which it does in a work queue of its own.
+    pub(crate) fn wait_for_path(&self, address: IpAddr) -> Result<()> {
+        // Discard (RFC 863): nobody listens there, and that is an answer too.
+        let target = SocketAddr::new(address, 9);
+        let connect = || match TcpStream::connect_timeout(&target, Duration::from_millis(20)) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => Err(error),
+            _ => Ok(()),
+        };
+        self.run(|| try_eventually(crate::PATIENCE, connect))
+            .with_context(|| format!("{} does not reach {address}", self.name()))
     }
 
     /// Whether an interface of the namespace holds `address`.

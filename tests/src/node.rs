@@ -175,8 +175,12 @@ impl Slot {
     /// What the node does to give the pod its link.
     pub(crate) fn node_lines(self, link: &str, pod: &NetNs, addresses: &[IpAddr]) -> Vec<String> {
         let mac = self.mac();
-        let mut lines =
-            vec![format!("link add {link} type veth peer name eth0 address {mac} netns {}", pod.name())];
+        // Another index than the pod's end will have (see `mesh::wire`).
+        let index = 100 + u32::from(self.number);
+        let mut lines = vec![format!(
+            "link add {link} index {index} type veth peer name eth0 address {mac} netns {}",
+            pod.name()
+        )];
         if self.bridged {
             lines.push(format!("link set {link} master {BRIDGE}"));
             lines.push(format!("link set {link} up"));

@@ -106,6 +106,7 @@ impl Assembly {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Segment<'a> {
     source: SocketAddr,
     destination: SocketAddr,
@@ -155,7 +156,7 @@ fn ipv4(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
     if packet.get(9) != Some(&6) {
         return None;
     }
-    let address = |at: usize| Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?);
+    let address = |at: usize| <[u8; 4]>::try_from(packet.get(at..at + 4)?).ok();
     // Ethernet pads short frames, so that the header decides; 0 stands for what the card is to segment.
     let end = if total == 0 { packet.len() } else { total.min(packet.len()) };
     Some((Ipv4Addr::from(address(12)?).into(), Ipv4Addr::from(address(16)?).into(), packet.get(header..end)?))
@@ -167,7 +168,7 @@ fn ipv6(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
         return None;
     }
     let length = usize::from(u16::from_be_bytes(packet.get(4..6)?.try_into().ok()?));
-    let address = |at: usize| Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?);
+    let address = |at: usize| <[u8; 16]>::try_from(packet.get(at..at + 16)?).ok();
     let end = if length == 0 { packet.len() } else { (40 + length).min(packet.len()) };
     Some((Ipv6Addr::from(address(8)?).into(), Ipv6Addr::from(address(24)?).into(), packet.get(40..end)?))
 }

@@ -208,6 +208,9 @@ impl PodBuilder {
         }
         batch(node.netns(), &outside)?;
         batch(&netns, &inside)?;
+        if let Some(address) = addresses.first() {
+            node.netns().wait_for_path(*address)?;
+        }
         self.manifest.addresses = addresses;
         self.manifest.netns = Some(netns.path().to_owned());
         Ok(netns)

@@ -177,12 +177,15 @@ pub(crate) fn write_endpoints(manifests: &Manifests, objects: &mut Objects) -> R
     Ok(())
 }
 
+/// What the endpoints of one slice have in common: whether they are IPv6, and the ports' numbers.
+type Group = (bool, Vec<(String, u16)>);
+
 /// One slice for each family and each set of port numbers, since a named target port may differ from pod to pod.
 fn slices<'a>(
     service: &ServiceManifest,
     pods: impl Iterator<Item = &'a PodManifest>,
 ) -> impl Iterator<Item = EndpointSlice> {
-    let mut groups: BTreeMap<(bool, Vec<(String, u16)>), Vec<EndpointManifest>> = BTreeMap::new();
+    let mut groups = BTreeMap::<Group, Vec<EndpointManifest>>::new();
     for pod in pods.filter(|pod| pod.is_alive() && service.selects(pod)) {
         let ports = resolve(&service.ports, pod);
         for address in &pod.addresses {

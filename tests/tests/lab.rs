@@ -28,7 +28,7 @@ fn pods() -> Pods {
 
 fn ping(from: &Pod, to: IpAddr, size: usize) -> bool {
     let mut ping = from.command("ping");
-    ping.args(["-c1", "-W2", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
+    ping.args(["-c2", "-i0.2", "-W1", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
     ping.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
 }
 

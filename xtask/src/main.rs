@@ -5,6 +5,7 @@
 
 mod build;
 mod command;
+mod demo;
 mod layout;
 mod lint;
 mod setup;
@@ -29,6 +30,8 @@ enum Task {
     Setup,
     /// Build the agent and its eBPF programs
     Build(build::Options),
+    /// Show the mesh at work: two nodes, six pods, real programs, and what it costs
+    Demo(demo::Options),
     /// Check the rules of the house: imports, module headers, leftovers
     Tidy,
     /// Check formatting, clippy, dependencies' licences and advisories, and `tidy`
@@ -56,6 +59,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup => setup::run(),
         Task::Build(options) => build::run(&options),
+        Task::Demo(options) => demo::run(&options),
         Task::Tidy => tidy::run(),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
