@@ -22,6 +22,8 @@ pub(crate) fn cargo() -> Command {
             cargo.env_remove(name);
         }
     }
+    // Meant for the cargo inside the agent's build script alone (.cargo/config.toml).
+    cargo.env_remove("CARGO_TERM_QUIET");
     cargo
 }
 

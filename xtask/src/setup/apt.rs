@@ -88,7 +88,8 @@ if [ ! -e "$policy" ]; then
     chmod 755 "$policy"
 fi
 apt-get update -qq
-apt-get install --yes --no-install-recommends -qq "$@"
+echo "setup: installing; this can take some minutes"
+apt-get install --yes --no-install-recommends -qq -o Dpkg::Use-Pty=0 "$@" > /dev/null
 if command -v systemctl > /dev/null; then
     for package in "$@"; do
         case "$package" in

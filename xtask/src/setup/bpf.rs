@@ -22,13 +22,16 @@ pub(super) const LINKER_LIBRARIES: Group = Group {
     packages: &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev"],
 };
 
+/// Where Debian's compiler lives.
+const DEBIAN: &str = "/usr";
+
 /// The LLVM of [`LINKER_LIBRARIES`]; it reads what compilers with an LLVM up to its own version write.
 const LLVM: u32 = 22;
 
 /// Where the compiler for eBPF comes from.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Compiler {
-    /// rustup's toolchain `bpf` exists and can compile for eBPF.
+    /// rustup's toolchain `bpf` exists and compiles `core` from source; somebody chose it.
     Linked,
     /// A nightly of rustup with `rust-src`, at this path.
     Nightly(PathBuf),
@@ -56,11 +59,14 @@ impl Compiler {
             Self::Linked => return Ok(false),
             Self::Nightly(root) => root,
             Self::Debian => {
-                let root = Path::new("/usr");
+                let root = Path::new(DEBIAN);
                 ensure!(
                     has_prebuilt_core(root),
                     "no `core` for bpfel-unknown-none in /usr/lib/rustlib: is Debian's security archive in apt's sources?"
                 );
+                if linked().as_deref() == Some(root) {
+                    return Ok(false);
+                }
                 root
             }
         };
@@ -72,6 +78,11 @@ impl Compiler {
             .context("linking the eBPF compiler; is rustup installed?")?;
         Ok(true)
     }
+}
+
+/// Returns where the compiler lives that is linked under the name `bpf`.
+fn linked() -> Option<PathBuf> {
+    sysroot(&["run", "bpf", "rustc"])
 }
 
 /// Asks the compiler that `rustup` runs with these arguments where it lives.

@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use self::{
-    programs::{Program, Selection},
+    programs::{Program, Programs},
     tally::Tally,
 };
 use crate::{command, command::Root, lint, setup, vm};
@@ -57,7 +57,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     let all = options.is_everything();
     setup::run()?;
-    let unit = all || options.unit;
     let privileged = all || options.privileged;
     // Asked for first, so that nobody waits at a machine that waits for a password.
     let root = if privileged { Some(Root::acquire("running the privileged suites")?) } else { None };
@@ -66,8 +65,8 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
         tally.add(lint::count(), lint::failures().len());
     }
     heading("build");
-    let programs = programs::build(Selection { unit, privileged, vm: all || options.vm })?;
-    if unit {
+    let programs = Programs::build()?;
+    if all || options.unit {
         heading("unit");
         run_unit(&programs, options, tally)?;
     }
@@ -76,13 +75,13 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
         run_privileged(root, &programs, options, tally)?;
     }
     if all || options.vm {
-        run_vms(&programs::for_vm(&programs)?, options, tally);
+        run_vms(&programs.for_vm()?, options, tally);
     }
     Ok(())
 }
 
-fn run_unit(programs: &[Program], options: &Options, tally: &mut Tally) -> Result<()> {
-    for program in programs.iter().filter(|program| !program.is_suite()) {
+fn run_unit(programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
+    for program in programs.units() {
         let mut command = Command::new(&program.path);
         run_program(program, command.args(&options.filter), tally)?;
     }
@@ -90,11 +89,11 @@ fn run_unit(programs: &[Program], options: &Options, tally: &mut Tally) -> Resul
 }
 
 /// Runs the suites one after the other: they share the machine's one kernel.
-fn run_privileged(root: Root, programs: &[Program], options: &Options, tally: &mut Tally) -> Result<()> {
+fn run_privileged(root: Root, programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
     let mut any = false;
-    for program in programs.iter().filter(|program| program.is_suite()) {
+    for program in programs.suites() {
         any = true;
-        let mut command = root.command("timeout", &programs::variables()?);
+        let mut command = root.command("timeout", &programs.variables());
         // `--foreground` keeps Ctrl-C working.
         command.args(["--foreground", "--kill-after=10", SUITE_LIMIT]).arg(&program.path);
         command.arg(format!("--test-threads={SUITE_THREADS}")).args(&options.filter);
@@ -141,7 +140,7 @@ fn heading(part: &str) {
 
 /// Builds what runs in virtual machines.
 pub(crate) fn vm_programs() -> Result<vm::Programs> {
-    programs::for_vm(&programs::build(Selection { unit: false, privileged: false, vm: true })?)
+    Programs::build()?.for_vm()
 }
 
 /// Seconds that one suite may take natively: several times what the longest takes on two cores.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::{command, layout, vm};
+use crate::{command, vm};
 
 /// The package of the harness; its integration tests are the privileged suites.
 const HARNESS: &str = "lab";
@@ -18,12 +18,12 @@ const HARNESS: &str = "lab";
 /// The suite that also runs in virtual machines.
 const VM_SUITE: &str = "datapath";
 
-/// Which programs to build.
-#[derive(Clone, Copy)]
-pub(super) struct Selection {
-    pub(super) unit: bool,
-    pub(super) privileged: bool,
-    pub(super) vm: bool,
+/// What was built.
+pub(super) struct Programs {
+    agent: PathBuf,
+    /// This very program, as the build left it: it may have replaced the file that is running.
+    xtask: PathBuf,
+    tests: Vec<Program>,
 }
 
 /// A built test program.
@@ -39,7 +39,7 @@ pub(super) struct Program {
 
 impl Program {
     /// Returns whether it is one of the suites that need root.
-    pub(super) fn is_suite(&self) -> bool {
+    fn is_suite(&self) -> bool {
         self.package == HARNESS && self.kind == "test"
     }
 
@@ -63,47 +63,53 @@ impl fmt::Display for Program {
     }
 }
 
-/// Builds the agent and the selected test programs, in one go where that shares work.
-pub(super) fn build(selection: Selection) -> Result<Vec<Program>> {
-    if selection.privileged || selection.vm {
-        // cargo builds a program for the integration tests of its own package alone.
-        command::run(command::cargo().args(["build", "--package", "culvert", "--bin", "culvert"]))?;
+impl Programs {
+    /// Builds everything by one command. With one command for each part, cargo would choose each time which features the
+    /// libraries need together, and compile them again.
+    pub(super) fn build() -> Result<Self> {
+        let mut cargo = command::cargo();
+        cargo.args(["build", "--workspace", "--all-targets", "--message-format=json-render-diagnostics"]);
+        let output = cargo.stderr(Stdio::inherit()).output().context("starting cargo")?;
+        ensure!(output.status.success(), "the agent and its tests do not build");
+        let text = String::from_utf8(output.stdout).context("reading cargo's messages")?;
+        let messages: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let mut tests: Vec<_> = messages.iter().filter_map(Program::from_message).collect();
+        tests.sort_by(|a, b| (&a.package, &a.name).cmp(&(&b.package, &b.name)));
+        let binary = |name| messages.iter().find_map(|message| binary(message, name));
+        let binary = |name| binary(name).with_context(|| format!("cargo built no {name}"));
+        Ok(Self { agent: binary("culvert")?, xtask: binary("xtask")?, tests })
     }
-    let mut cargo = command::cargo();
-    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    match selection {
-        Selection { unit: true, privileged: true, .. } => cargo.arg("--workspace"),
-        Selection { unit: true, .. } => cargo.args(["--workspace", "--lib", "--bins"]),
-        Selection { privileged: true, .. } => cargo.args(["--package", HARNESS, "--test", "*"]),
-        _ => cargo.args(["--package", HARNESS, "--test", VM_SUITE]),
-    };
-    let output = cargo.stderr(Stdio::inherit()).output().context("starting cargo")?;
-    ensure!(output.status.success(), "building the tests failed");
-    let messages = String::from_utf8(output.stdout).context("reading cargo's messages")?;
-    let parsed = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
-    let mut programs: Vec<_> = parsed.filter_map(|message| Program::from_message(&message)).collect();
-    programs.sort_by(|a, b| (&a.package, &a.name).cmp(&(&b.package, &b.name)));
-    ensure!(!programs.is_empty(), "cargo built no test program");
-    Ok(programs)
+
+    /// Returns the test programs that need nothing.
+    pub(super) fn units(&self) -> impl Iterator<Item = &Program> {
+        self.tests.iter().filter(|program| !program.is_suite())
+    }
+
+    /// Returns the suites that need root.
+    pub(super) fn suites(&self) -> impl Iterator<Item = &Program> {
+        self.tests.iter().filter(|program| program.is_suite())
+    }
+
+    /// Returns what virtual machines run.
+    pub(super) fn for_vm(&self) -> Result<vm::Programs> {
+        let suite = self.suites().find(|program| program.name == VM_SUITE);
+        let suite = suite.with_context(|| format!("there is no suite tests/tests/{VM_SUITE}.rs"))?;
+        Ok(vm::Programs { init: self.xtask.clone(), suite: suite.path.clone(), agent: self.agent.clone() })
+    }
+
+    /// Returns what the suites find in their environment; `sudo` passes on nothing by itself.
+    pub(super) fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let backtrace = std::env::var_os("RUST_BACKTRACE").unwrap_or_else(|| "1".into());
+        vec![("PATH", path), ("RUST_BACKTRACE", backtrace), ("CULVERT_BIN", self.agent.clone().into())]
+    }
 }
 
-/// Picks what virtual machines run.
-pub(super) fn for_vm(programs: &[Program]) -> Result<vm::Programs> {
-    let suite = programs.iter().find(|program| program.is_suite() && program.name == VM_SUITE);
-    let suite = suite.with_context(|| format!("there is no suite tests/tests/{VM_SUITE}.rs"))?;
-    Ok(vm::Programs { suite: suite.path.clone(), agent: agent()? })
-}
-
-/// Returns where the agent is.
-fn agent() -> Result<PathBuf> {
-    Ok(layout::target()?.join("debug/culvert"))
-}
-
-/// Returns what the suites find in their environment; `sudo` passes on nothing by itself.
-pub(super) fn variables() -> Result<Vec<(&'static str, OsString)>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let backtrace = std::env::var_os("RUST_BACKTRACE").unwrap_or_else(|| "1".into());
-    Ok(vec![("PATH", path), ("RUST_BACKTRACE", backtrace), ("CULVERT_BIN", agent()?.into())])
+/// Reads where a program was put, if a message says so.
+fn binary(message: &Value, name: &str) -> Option<PathBuf> {
+    let target = &message["target"];
+    let fits = target["name"] == name && target["kind"][0] == "bin" && message["profile"]["test"] == false;
+    if fits { message["executable"].as_str().map(PathBuf::from) } else { None }
 }
 
 /// Reads a package's name from its id: `path+file:///folder#name@version`, or without the name where that is the folder's.
@@ -143,5 +149,8 @@ mod tests {
         let mut built = message("path+file:///src/culvert/agent#culvert@0.1.0", "bin");
         built["profile"]["test"] = false.into();
         assert!(Program::from_message(&built).is_none());
+        assert!(binary(&built, "culvert").is_none());
+        built["target"]["name"] = "culvert".into();
+        assert!(binary(&built, "culvert").is_some());
     }
 }

@@ -32,8 +32,7 @@ pub(super) fn build(programs: &Programs, modules: &[Module]) -> Result<PathBuf> 
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let mut tree =
         Tree { archive: Archive::default(), known: HashSet::new(), scratch: folder.join("stripped") };
-    let init = std::env::current_exe().context("finding this program's own path")?;
-    tree.program("/init", &init)?;
+    tree.program("/init", &programs.init)?;
     tree.program(SUITE, &programs.suite)?;
     tree.program(AGENT, &programs.agent)?;
     tree.busybox()?;

@@ -67,6 +67,8 @@ impl fmt::Display for Kernel {
 /// What runs inside.
 #[derive(Debug)]
 pub(crate) struct Programs {
+    /// This program, which also knows how to be the guest's first.
+    pub(crate) init: PathBuf,
     pub(crate) suite: PathBuf,
     pub(crate) agent: PathBuf,
 }

@@ -7,7 +7,6 @@ mod power;
 use std::{
     fs,
     os::unix::fs::symlink,
-    path::Path,
     process::{Command, ExitCode},
 };
 
@@ -30,7 +29,7 @@ pub(super) const GREETING: &str = "guest: this is Linux ";
 
 /// Returns whether this process is the first one of a machine that [`super::initramfs`] made.
 pub(crate) fn is_init() -> bool {
-    std::process::id() == 1 && std::env::current_exe().is_ok_and(|program| program == Path::new("/init"))
+    std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
 }
 
 /// Does what the kernel's command line asks for and switches the machine off.
