@@ -1,12 +1,11 @@
 //! An immutable view of the whole mesh, with the indexes that routing and enrolment need.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::{Service, Workload, backends::Backends};
+use super::{
+    Service, Workload,
+    backends::{Backends, Pods},
+};
 
 /// All workloads and services at one moment. Built by `control`, shared behind an `Arc`, never changed.
 #[derive(Debug, Default)]
@@ -15,8 +14,12 @@ pub struct Snapshot {
     services: Vec<Arc<Service>>,
     holders: HashMap<IpAddr, Holder>,
     owners: HashMap<IpAddr, Vec<Owner>>,
-    by_node: HashMap<Arc<str>, Vec<Arc<Workload>>>,
+    by_node: HashMap<Arc<str>, Vec<Position>>,
 }
+
+/// A workload's place in the snapshot. Indexes hold places instead of `Arc`s: counting references up and down is most
+/// of what building and dropping a snapshot of 100,000 pods would cost.
+pub(super) type Position = u32;
 
 /// What the kernel does with a connection of an enrolled pod to an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,10 +44,10 @@ pub struct AddressConflict {
 }
 
 /// Who has an address.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Holder {
-    One(Arc<Workload>),
-    Conflict(AddressConflict),
+    One(Position),
+    Conflict(Position, Position),
 }
 
 /// A service at one of its addresses.
@@ -60,9 +63,12 @@ impl Snapshot {
     pub fn new(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>) -> Self {
         let holders = holders(&workloads);
         let owners = owners(&workloads, &services, &holders);
-        let mut by_node: HashMap<_, Vec<_>> = HashMap::new();
-        for workload in &workloads {
-            by_node.entry(Arc::clone(&workload.node)).or_default().push(Arc::clone(workload));
+        let mut by_node: HashMap<Arc<str>, Vec<Position>> = HashMap::new();
+        for (position, workload) in (0..).zip(&workloads) {
+            match by_node.get_mut(&workload.node) {
+                Some(positions) => positions.push(position),
+                None => drop(by_node.insert(Arc::clone(&workload.node), vec![position])),
+            }
         }
         Self { workloads, services, holders, owners, by_node }
     }
@@ -80,21 +86,31 @@ impl Snapshot {
     /// Returns the one live workload that has the address; none where nobody or more than one has.
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         match self.holder(address.to_canonical())? {
-            Holder::One(workload) => Some(workload),
-            Holder::Conflict(_) => None,
+            Holder::One(position) => Some(self.at(position)),
+            Holder::Conflict(..) => None,
         }
     }
 
     /// Returns the addresses that two live pods claim, in the addresses' order.
-    pub fn conflicts(&self) -> Vec<&AddressConflict> {
-        let mut conflicts: Vec<_> = self.holders.values().filter_map(Holder::conflict).collect();
+    pub fn conflicts(&self) -> Vec<AddressConflict> {
+        let conflicts = self.holders.iter().filter_map(|(&address, &holder)| match holder {
+            Holder::One(_) => None,
+            Holder::Conflict(first, second) => Some((address, first, second)),
+        });
+        let mut conflicts: Vec<_> = conflicts
+            .map(|(address, first, second)| AddressConflict {
+                address,
+                first: Arc::clone(self.at(first)),
+                second: Arc::clone(self.at(second)),
+            })
+            .collect();
         conflicts.sort_unstable_by_key(|conflict| conflict.address);
         conflicts
     }
 
     /// Returns the workloads of a node, enrolled or not.
     pub fn on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
-        self.by_node.get(node).into_iter().flatten()
+        self.by_node.get(node).into_iter().flatten().map(|&position| self.at(position))
     }
 
     /// Returns what the kernel of `node` is to do with each address that anybody has (see [`Destination`]).
@@ -104,15 +120,27 @@ impl Snapshot {
             (address, verdicts.reduce(Destination::or).unwrap_or(Destination::Pass))
         });
         // Pods last: their address goes before a service's, as in `route`.
-        let pods = self.holders.iter().map(|(&address, holder)| (address, holder.destination()));
+        let pods = self.holders.iter().map(|(&address, &holder)| (address, self.pod_destination(holder)));
         let mut destinations = HashMap::with_capacity(self.owners.len() + self.holders.len());
         destinations.extend(services);
         destinations.extend(pods);
         destinations
     }
 
-    pub(super) fn holder(&self, address: IpAddr) -> Option<&Holder> {
-        self.holders.get(&address)
+    pub(super) fn holder(&self, address: IpAddr) -> Option<Holder> {
+        self.holders.get(&address).copied()
+    }
+
+    pub(super) fn at(&self, position: Position) -> &Arc<Workload> {
+        &self.workloads[position as usize]
+    }
+
+    fn pod_destination(&self, holder: Holder) -> Destination {
+        match holder {
+            Holder::One(position) if !self.at(position).receives_hbone => Destination::Pass,
+            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
+            Holder::One(_) | Holder::Conflict(..) => Destination::Capture,
+        }
     }
 
     pub(super) fn owners(&self, address: IpAddr) -> &[Owner] {
@@ -134,35 +162,14 @@ impl Destination {
 }
 
 impl Holder {
-    fn destination(&self) -> Destination {
-        match self {
-            Self::One(workload) if !workload.receives_hbone => Destination::Pass,
-            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
-            Self::One(_) | Self::Conflict(_) => Destination::Capture,
-        }
-    }
-
-    fn conflict(&self) -> Option<&AddressConflict> {
-        match self {
-            Self::One(_) => None,
-            Self::Conflict(conflict) => Some(conflict),
-        }
-    }
-
-    /// Adds a claimant of the address.
-    fn claim(&mut self, address: IpAddr, claimant: &Arc<Workload>) {
-        match self {
-            Self::One(holder) if holder.terminating && !claimant.terminating => {
-                *holder = Arc::clone(claimant);
-            }
-            Self::One(holder) if holder.terminating == claimant.terminating => {
-                let (first, second) = (Arc::clone(holder), Arc::clone(claimant));
-                *self = Self::Conflict(AddressConflict { address, first, second });
-            }
-            Self::Conflict(conflict) if conflict.first.terminating && !claimant.terminating => {
-                *self = Self::One(Arc::clone(claimant));
-            }
-            Self::One(_) | Self::Conflict(_) => {}
+    /// Who has the address once another workload claims it too.
+    fn joined(self, claimant: Position, workloads: &[Arc<Workload>]) -> Self {
+        let terminating = |position: Position| workloads[position as usize].terminating;
+        let (Self::One(holder) | Self::Conflict(holder, _)) = self;
+        match (self, terminating(holder), terminating(claimant)) {
+            (_, true, false) => Self::One(claimant),
+            (_, false, true) | (Self::Conflict(..), ..) => self,
+            (Self::One(holder), ..) => Self::Conflict(holder, claimant),
         }
     }
 }
@@ -179,14 +186,12 @@ impl Owner {
 
 fn holders(workloads: &[Arc<Workload>]) -> HashMap<IpAddr, Holder> {
     let mut holders: HashMap<IpAddr, Holder> = HashMap::with_capacity(workloads.len());
-    for workload in workloads {
+    for (position, workload) in (0..).zip(workloads) {
         for &address in &workload.addresses {
-            match holders.entry(address) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Holder::One(Arc::clone(workload)));
-                }
-                Entry::Occupied(mut entry) => entry.get_mut().claim(address, workload),
-            }
+            let holder = holders.entry(address);
+            holder
+                .and_modify(|holder| *holder = holder.joined(position, workloads))
+                .or_insert(Holder::One(position));
         }
     }
     holders
@@ -197,13 +202,13 @@ fn owners(
     services: &[Arc<Service>],
     holders: &HashMap<IpAddr, Holder>,
 ) -> HashMap<IpAddr, Vec<Owner>> {
-    let host_network = Backends::host_network(workloads);
+    let pods = Pods::new(workloads, holders);
     let mut owners: HashMap<IpAddr, Vec<Owner>> = HashMap::with_capacity(services.len());
     for service in services {
         if service.addresses.is_empty() && service.external_addresses.is_empty() {
             continue;
         }
-        let backends = Arc::new(Backends::resolve(service, holders, &host_network));
+        let backends = Arc::new(Backends::resolve(service, &pods));
         let mut own = |address: &IpAddr, external| {
             let owner = Owner { backends: Arc::clone(&backends), external };
             owners.entry(*address).or_default().push(owner);
