@@ -6,4 +6,5 @@
 mod net;
 mod netlink;
 mod outbound;
+mod raw;
 mod world;
