@@ -70,8 +70,12 @@ impl Dialler {
         } else {
             IpAddr::V6(Ipv6Addr::LOCALHOST)
         };
-        let mark =
-            Mark { address: Address::from(client_ip), port: client.port().into(), kind: kind::DIAL, ..Mark::default() };
+        let mark = Mark {
+            address: Address::from(client_ip),
+            port: client.port().into(),
+            kind: kind::DIAL,
+            ..Mark::default()
+        };
         self.connect(Some(source), target, &mark).await
     }
 

@@ -178,7 +178,8 @@ fn describe(netns: &NetNs, addresses: &[IpAddr]) -> Result<Pod, Error> {
     for (place, address) in pod.addresses.iter_mut().zip(addresses) {
         *place = Address::from(*address);
     }
-    let first = |v4: bool| pod.addresses.iter().find(|address| !address.is_zero() && address.is_v4() == v4).copied();
+    let first =
+        |v4: bool| pod.addresses.iter().find(|address| !address.is_zero() && address.is_v4() == v4).copied();
     pod.redirect4 = first(true).unwrap_or_default();
     pod.redirect6 = first(false).unwrap_or_default();
     Ok(pod)

@@ -16,7 +16,8 @@ use crate::{
 fn check(world: &World, agent: &Agent, to: &str, own: &str, original: &str) {
     let before = world.stats();
     world.pod.run(|| {
-        let stream = TcpStream::connect(addr(to)).unwrap_or_else(|error| panic!("connecting to {to}: {error}"));
+        let stream =
+            TcpStream::connect(addr(to)).unwrap_or_else(|error| panic!("connecting to {to}: {error}"));
         assert_view(stream, to, own, original);
     });
     assert_captured(world, agent, before.captured + 1);
@@ -105,7 +106,8 @@ fn fast_open_is_captured() {
         assert_captured(&world, &agent, 2 * round - 1);
         world.pod.run(|| {
             let socket = raw::tcp(addr(MESH4));
-            raw::set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1).expect("TCP_FASTOPEN_CONNECT");
+            raw::set_option(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1)
+                .expect("TCP_FASTOPEN_CONNECT");
             raw::connect(&socket, addr(MESH4)).expect("connecting");
             let mut stream = raw::stream(socket);
             stream.write_all(b"marker").expect("writing");
@@ -129,7 +131,8 @@ fn a_socket_used_again_sees_its_new_peer() {
             raw::connect(&socket, addr(to)).unwrap_or_else(|error| panic!("connecting to {to}: {error}"));
             assert_view(raw::stream(socket.try_clone().expect("dup")), to, POD4, to);
             // A fork, or anybody else with the socket, cannot connect it elsewhere.
-            let again = raw::connect(&socket, addr(other)).expect_err("a connected socket was connected again");
+            let again =
+                raw::connect(&socket, addr(other)).expect_err("a connected socket was connected again");
             assert_eq!(again.raw_os_error(), Some(libc::EISCONN));
             raw::disconnect(&socket).expect("connecting to AF_UNSPEC");
         }
@@ -206,7 +209,8 @@ fn a_socket_bound_to_a_device_is_captured() {
         let before = world.stats().captured;
         world.pod.run(|| {
             let socket = raw::tcp(addr(to));
-            raw::set_bytes(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"eth0\0").expect("SO_BINDTODEVICE");
+            raw::set_bytes(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"eth0\0")
+                .expect("SO_BINDTODEVICE");
             raw::connect(&socket, addr(to)).expect("connecting");
             assert_view(raw::stream(socket), to, own, to);
         });

@@ -13,7 +13,9 @@ use std::{
 
 use nix::{
     libc,
-    sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind as nix_bind, connect as nix_connect, socket},
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind as nix_bind, connect as nix_connect, socket,
+    },
 };
 
 const IPPROTO_MPTCP: libc::c_int = 262;
@@ -59,12 +61,22 @@ pub(crate) fn send_fast_open(socket: &impl AsFd, to: SocketAddr, data: &[u8]) ->
 }
 
 /// Sets an option whose value is a number.
-pub(crate) fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(crate) fn set_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     set_bytes(socket, level, option, &value.to_ne_bytes())
 }
 
 /// Sets an option whose value is anything.
-pub(crate) fn set_bytes(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: &[u8]) -> io::Result<()> {
+pub(crate) fn set_bytes(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &[u8],
+) -> io::Result<()> {
     // SAFETY: the kernel reads `value`.
     let result = unsafe {
         libc::setsockopt(
@@ -80,8 +92,13 @@ pub(crate) fn set_bytes(socket: &impl AsFd, level: libc::c_int, option: libc::c_
 
 /// Sends a SYN that no socket made, as a process with CAP_NET_RAW can.
 pub(crate) fn forge_syn(from: SocketAddr, to: SocketAddr) {
-    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, nix::sys::socket::SockProtocol::Raw)
-        .expect("making a raw socket");
+    let raw = socket(
+        AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        nix::sys::socket::SockProtocol::Raw,
+    )
+    .expect("making a raw socket");
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else {
         panic!("IPv4 only");
     };
@@ -97,11 +114,15 @@ pub(crate) fn forge_syn(from: SocketAddr, to: SocketAddr) {
     packet.extend(destination.octets());
     packet.extend(tcp);
     use nix::sys::socket::{MsgFlags, sendto};
-    sendto(raw.as_raw_fd(), &packet, &SockaddrStorage::from(to), MsgFlags::empty()).expect("sending a forged SYN");
+    sendto(raw.as_raw_fd(), &packet, &SockaddrStorage::from(to), MsgFlags::empty())
+        .expect("sending a forged SYN");
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
-    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum();
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
@@ -130,11 +151,13 @@ pub(crate) fn ids(path: &Path) -> Vec<BpfId> {
     let link = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.contains('-'));
     let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("a path");
     let mut get = [c_path.as_ptr() as u64, 0];
-    let pinned = bpf(BPF_OBJ_GET, &mut get).unwrap_or_else(|error| panic!("opening {}: {error}", path.display()));
+    let pinned =
+        bpf(BPF_OBJ_GET, &mut get).unwrap_or_else(|error| panic!("opening {}: {error}", path.display()));
     // Both kinds of information begin: type, id; a link's goes on with its program's id.
     let mut info = [0u32; 64];
     // struct { __u32 bpf_fd; __u32 info_len; __aligned_u64 info; }
-    let mut ask = [u64::from(pinned.as_raw_fd() as u32) | (size_of_val(&info) as u64) << 32, info.as_mut_ptr() as u64];
+    let mut ask =
+        [u64::from(pinned.as_raw_fd() as u32) | (size_of_val(&info) as u64) << 32, info.as_mut_ptr() as u64];
     bpf_number(BPF_OBJ_GET_INFO_BY_FD, &mut ask).expect("asking for a pin's id");
     if link { vec![BpfId::Link(info[1]), BpfId::Program(info[2])] } else { vec![BpfId::Map(info[1])] }
 }
