@@ -1,2 +1,157 @@
+//! The agent of a node: [`run`] builds the components and hands each what it needs; nothing else knows them all.
+//!
+//! ```text
+//! control ──watch<Arc<Snapshot>>──► enroll ──► capture (kernel)
+//!                                      └─────► proxy ──► hbone ──► identity
+//! ```
+//!
+//! Who may import whom is a rule (`cargo xtask tidy`); docs/architecture.md explains it.
+
+pub mod admin;
 pub mod capture;
+pub mod cli;
+pub mod control;
+pub mod enroll;
+pub mod hbone;
+pub mod identity;
 pub mod mesh;
+pub mod proxy;
+pub mod shutdown;
+
+mod report;
+
+use std::{future::Future, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    capture::Capture,
+    cli::AgentArgs,
+    control::Manifests,
+    enroll::Enroller,
+    hbone::Pool,
+    identity::{LocalCa, SvidStore},
+    shutdown::Shutdown,
+};
+
+/// Runs the agent until SIGTERM or SIGINT, or until a component fails.
+///
+/// # Errors
+/// Where a component cannot start, or fails: the process is to end then, and what the kernel holds stays, so that
+/// enrolled pods fail closed.
+pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let files = raise_file_limit()?;
+    let mut registry = prometheus_client::registry::Registry::default();
+    let shutdown = Shutdown::default();
+
+    let ca = LocalCa::open(&args.ca_dir)
+        .with_context(|| format!("opening the certificate authority in {}", args.ca_dir.display()))?
+        .with_lifetime(args.certificate_lifetime);
+    let trust_domain = ca.trust_domain().clone();
+    let svids = SvidStore::new(Arc::new(ca));
+    svids.register(&mut registry);
+    let pool = Pool::new(hbone::PoolConfig::default());
+
+    // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
+    let capture = Arc::new(Capture::load(&capture::Config {
+        node: args.node.clone(),
+        bpffs: args.bpffs.clone(),
+        pod_ranges: args.pod_ranges.clone(),
+    })?);
+    let admin_listener = TcpListener::bind(args.admin)
+        .await
+        .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;
+    let socket = args.socket.clone().unwrap_or_else(|| default_socket(&args.node));
+    let socket_listener = admin::bind_private(&socket)
+        .with_context(|| format!("binding the agent's socket {} (--socket)", socket.display()))?;
+
+    let manifests =
+        Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
+            .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
+    let mesh = manifests.snapshots();
+    let metrics = proxy::Metrics::register(&mut registry);
+    let config = proxy::Config {
+        access_log: args.access_log,
+        max_connections: args.max_connections.unwrap_or(files.saturating_sub(RESERVED_FILES) / 2).max(1),
+        hold_unknown: !args.pod_ranges.is_empty(),
+    };
+    let context =
+        proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
+    let enroller = Enroller::new(args.node.clone(), capture.clone(), context, svids.clone());
+
+    let state = report::State::new(&args.node, &trust_domain, shutdown.clone());
+    let report = report::Sources {
+        state: state.clone(),
+        mesh: mesh.clone(),
+        problems: manifests.problems(),
+        pods: enroller.status(),
+        capture,
+        svids,
+        pool: pool.clone(),
+    };
+    let admin = Arc::new(report.into_admin(registry));
+    tokio::spawn(admin.clone().serve_public(admin_listener));
+    tokio::spawn(admin.serve_private(socket_listener));
+    tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
+
+    let enrolling = enroll(enroller, mesh, state);
+    let outcome = until_signal(enrolling, &shutdown).await;
+    if outcome.is_ok() {
+        shutdown.run(args.grace_period).await;
+        pool.drain().await;
+        tracing::info!("the agent has ended");
+    }
+    drop(std::fs::remove_file(&socket));
+    outcome
+}
+
+/// Enrols the node's pods by the first snapshot, says that the agent is ready, and follows the next ones.
+async fn enroll(
+    mut enroller: Enroller,
+    mut mesh: tokio::sync::watch::Receiver<Arc<mesh::Snapshot>>,
+    state: report::State,
+) -> anyhow::Result<()> {
+    let first = mesh.borrow_and_update().clone();
+    enroller.begin(&first)?;
+    state.started();
+    enroller.follow(mesh).await.context("keeping the kernel in step failed")
+}
+
+/// Runs the components until a signal comes; then they go on while the agent drains.
+async fn until_signal(
+    components: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut components = tokio::spawn(components);
+    let name = tokio::select! {
+        ended = &mut components => {
+            ended.context("a component panicked")??;
+            anyhow::bail!("a component ended before its time");
+        }
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, connections = shutdown.tasks().len(), "draining");
+    Ok(())
+}
+
+fn default_socket(node: &str) -> PathBuf {
+    PathBuf::from(format!("/run/culvert/{node}.sock"))
+}
+
+/// Descriptors that are no connections: maps, links, listeners, namespaces of some hundred pods.
+const RESERVED_FILES: usize = 4096;
+
+/// Raises the limit of open files to what the process may have, and returns it.
+fn raise_file_limit() -> anyhow::Result<usize> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")?;
+    Ok(usize::try_from(hard).unwrap_or(usize::MAX))
+}

@@ -1,1 +1,16 @@
-fn main() {}
+//! The `culvert` binary.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use culvert::cli::Cli;
+
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("culvert: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,68 @@
-fn main() {}
+//! Culvert's development tasks: `cargo xtask --help`.
+//!
+//! One file a task. This crate depends on neither `culvert` nor `agent-ebpf`, so that it also runs where those do not
+//! compile yet: on a bare machine it is what installs the tools to build them.
+
+mod build;
+mod command;
+mod demo;
+mod layout;
+mod lint;
+mod setup;
+mod test;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Culvert's development tasks")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing on this machine to build and test Culvert, saying what and why
+    Setup,
+    /// Build the agent and its eBPF programs
+    Build(build::Options),
+    /// Show the mesh at work: two nodes, six pods, real programs, and what it costs
+    Demo(demo::Options),
+    /// Check the rules of the house: imports, module headers, leftovers
+    Tidy,
+    /// Check formatting, clippy, dependencies' licences and advisories, and `tidy`
+    Lint,
+    /// Run everything that a change must pass; `.ci/run` is this and nothing else
+    Test(test::Options),
+    /// Boot a stock Debian kernel in a virtual machine and run the eBPF suite in it
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    if vm::guest::is_init() {
+        return vm::guest::main();
+    }
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Setup => setup::run(),
+        Task::Build(options) => build::run(&options),
+        Task::Demo(options) => demo::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Lint => lint::run(),
+        Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
+    }
+}

@@ -9,7 +9,11 @@
 //! EndpointSlice ───► Endpoint ──┘
 //! ```
 
+mod backends;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod identity;
+mod names;
 mod reason;
 mod route;
 mod snapshot;
@@ -18,8 +22,8 @@ mod workload;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};
-pub use snapshot::{Destination, Snapshot};
+pub use snapshot::{AddressConflict, Destination, Snapshot};
 pub use workload::{
-    Affinity, Distribution, Endpoint, Enrollment, NamedPort, NetnsRef, NotEnrolled, Service, ServicePort,
-    TargetPort, Workload,
+    Affinity, Distribution, Endpoint, EndpointPort, Enrollment, NamedPort, NetnsRef, NotEnrolled, PodName,
+    Service, ServicePort, TargetPort, Workload,
 };

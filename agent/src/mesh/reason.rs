@@ -100,3 +100,9 @@ impl fmt::Display for Reason {
         f.write_str(self.as_str())
     }
 }
+
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}

@@ -33,8 +33,12 @@ pub struct Workload {
     pub receives_hbone: bool,
     /// Where the pod's network namespace is (annotation `culvert.dev/netns`).
     pub netns: Option<NetnsRef>,
-    /// The ports that its containers name, for a service's named `targetPort`.
+    /// The TCP ports that its containers name, for a service's named `targetPort`.
     pub ports: Vec<NamedPort>,
+    /// Whether the pod is being deleted (`metadata.deletionTimestamp`). It keeps its addresses while it has them, but
+    /// yields them to a pod that is not: an address is only given out again when the old pod's sandbox is gone, whereas
+    /// the object of a pod on a lost node stays.
+    pub terminating: bool,
 }
 
 /// A container port with a name.
@@ -62,7 +66,7 @@ pub enum NotEnrolled {
     NoLabel,
     /// The pod's own label `culvert.dev/mesh: disabled`.
     OptedOut,
-    /// The pod uses its node's network.
+    /// The pod uses its node's network. This reason goes before all others.
     HostNetwork,
     /// The pod is Culvert's own.
     Agent,
@@ -70,6 +74,19 @@ pub enum NotEnrolled {
     Sidecar,
     /// Istio's ambient mesh has the pod.
     IstioAmbient,
+}
+
+impl fmt::Display for NotEnrolled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoLabel => "neither it nor its namespace has the label culvert.dev/mesh: enabled",
+            Self::OptedOut => "its label culvert.dev/mesh: disabled opts out",
+            Self::HostNetwork => "it uses its node's network",
+            Self::Agent => "it is Culvert's own agent",
+            Self::Sidecar => "another mesh's sidecar runs in it",
+            Self::IstioAmbient => "Istio's ambient mesh has it",
+        })
+    }
 }
 
 /// Where a pod's network namespace is.
@@ -90,6 +107,19 @@ impl fmt::Display for NetnsRef {
     }
 }
 
+impl Workload {
+    /// Returns whether the pod uses its node's network, and so has no address of its own.
+    pub fn is_host_network(&self) -> bool {
+        self.enrollment == Enrollment::Not(NotEnrolled::HostNetwork)
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 /// A Kubernetes service with the endpoints behind it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Service {
@@ -97,9 +127,11 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// The service's name.
     pub name: Arc<str>,
-    /// Cluster, external and load-balancer addresses, canonical. Empty for a headless service: its clients connect to
-    /// the pods themselves.
+    /// Cluster addresses, canonical. Empty for a headless service: its clients connect to the pods themselves.
     pub addresses: Vec<IpAddr>,
+    /// External and load-balancer addresses, canonical. They may be somebody else's too (k3s gives its load balancers
+    /// the nodes' own addresses), so only the service's own ports there are the service.
+    pub external_addresses: Vec<IpAddr>,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// What stands behind it, ready or not.
@@ -112,6 +144,12 @@ pub struct Service {
     pub local_only: bool,
     /// `publishNotReadyAddresses`: endpoints count as ready whatever their condition.
     pub publish_not_ready: bool,
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// A TCP port of a service.
@@ -141,11 +179,32 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// `conditions.ready`, where absent true (as Kubernetes' API says).
     pub ready: bool,
-    /// `nodeName`.
+    /// `nodeName`; where absent, the node of the pod that has the address counts.
     pub node: Option<Arc<str>>,
-    /// The numbers that the EndpointSlice gives the service's ports, by the port's name. A port that is not here is
-    /// not served by this endpoint.
-    pub ports: Vec<NamedPort>,
+    /// The pod that it stands for (`targetRef`). An endpoint whose address is no longer that pod's leads nowhere: the
+    /// address may have passed to another pod before the slice was updated.
+    pub pod: Option<PodName>,
+    /// What the EndpointSlice says about the service's ports, shared by its endpoints. Where it says nothing at all,
+    /// the service's own `targetPort`s count; otherwise a port that is not here is not served by this endpoint.
+    pub ports: Arc<[EndpointPort]>,
+}
+
+/// The name of a pod.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct PodName {
+    /// The pod's namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name in it.
+    pub name: Arc<str>,
+}
+
+/// A TCP port of an EndpointSlice.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EndpointPort {
+    /// The service port's name; empty where the service has one port without a name.
+    pub name: Arc<str>,
+    /// Its number at the endpoints; absent, the service's `targetPort` counts.
+    pub port: Option<u16>,
 }
 
 /// `sessionAffinity`.

@@ -1,0 +1,151 @@
+//! What the agent shows of itself: health, readiness and metrics on a TCP address that anybody may ask, and what could
+//! help an attacker (`config_dump`) on a unix socket that only root can open.
+
+use std::{
+    fmt::Write as _,
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+    serve::Listener,
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+
+/// One thing that readiness waits for: its name, and whether it is so; if not, why.
+pub type Check = Box<dyn Fn() -> Result<String, String> + Send + Sync>;
+
+/// What is shown.
+pub struct Admin {
+    /// The metrics.
+    pub registry: Registry,
+    /// What readiness waits for, in the order in which it is shown.
+    pub checks: Vec<(&'static str, Check)>,
+    /// What is worth knowing, and does not decide readiness.
+    pub notes: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// The configuration dump, without key material.
+    pub dump: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+}
+
+/// Connections that may be open at once on each of the two listeners.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+impl Admin {
+    /// Serves the public part, until the process ends.
+    pub async fn serve_public(self: Arc<Self>, listener: TcpListener) {
+        let app = self.public();
+        serve(app, listener).await;
+    }
+
+    /// Serves everything, on a socket for root alone.
+    pub async fn serve_private(self: Arc<Self>, listener: UnixListener) {
+        let app =
+            self.clone().public().merge(Router::new().route("/config_dump", get(dump)).with_state(self));
+        serve(app, listener).await;
+    }
+
+    fn public(self: Arc<Self>) -> Router {
+        Router::new()
+            .route("/healthz/live", get(async || "alive\n"))
+            .route("/healthz/ready", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self)
+    }
+}
+
+/// Binds the unix socket, for root alone. One that a dead agent left is replaced: the caller holds the node's lock.
+///
+/// # Errors
+/// Where the path cannot be made or bound.
+pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Bound under another name and renamed, so that nobody can connect between `bind` and `chmod`.
+    let hidden = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&hidden, path)?;
+    Ok(listener)
+}
+
+async fn serve<L: Listener>(app: Router, mut listener: L)
+where
+    L::Addr: std::fmt::Debug,
+{
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        // axum's listener backs off by itself where accepting fails.
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(app.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_LIMIT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that asks and does not read holds one of the slots for this long at most.
+            let _ = tokio::time::timeout(HEAD_LIMIT * 2, connection).await;
+        });
+    }
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let mut text = String::new();
+    let mut status = StatusCode::OK;
+    for (name, check) in &admin.checks {
+        let (mark, detail) = match check() {
+            Ok(detail) => ("ok  ", detail),
+            Err(detail) => {
+                status = StatusCode::SERVICE_UNAVAILABLE;
+                ("WAIT", detail)
+            }
+        };
+        let _ = writeln!(text, "{mark} {name}: {detail}");
+    }
+    for note in (admin.notes)() {
+        let _ = writeln!(text, "note {note}");
+    }
+    (status, text)
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    let mut text = String::new();
+    match encode(&mut text, &admin.registry) {
+        Ok(()) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            text,
+        )
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn dump(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    Json((admin.dump)())
+}

@@ -1,0 +1,121 @@
+//! `culvert agent`: run the agent of a node.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+
+use crate::proxy::AccessLogFormat;
+
+/// Run the agent of a node
+///
+/// It captures the TCP traffic of the node's enrolled pods with eBPF, carries it to the agents of their peers over
+/// mutual TLS, and delivers what peers send. It needs root (or CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN and
+/// CAP_SYS_PTRACE), cgroup v2 and Linux 5.15 or later.
+///
+/// SIGTERM drains: readiness fails, connections finish within the grace period. While no agent runs, enrolled pods
+/// cannot open connections into the mesh, and everything else goes on; `culvert cleanup` removes every trace.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// The node's name, as in the pods' spec.nodeName.
+    #[arg(long, env = "CULVERT_NODE", value_parser = node_name)]
+    pub node: String,
+
+    /// The directory of Kubernetes objects in YAML (Namespace, Pod, Service, EndpointSlice). It is watched: a change
+    /// takes effect within a second, and a file that cannot be read is reported and changes nothing.
+    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
+    pub manifests: PathBuf,
+
+    /// The directory of the certificate authority that `culvert ca init` made. Its root key is not needed here.
+    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
+    pub ca_dir: PathBuf,
+
+    /// How long a workload's certificate is valid; it is renewed at half of that.
+    #[arg(long, env = "CULVERT_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",
+          value_parser = humantime::parse_duration)]
+    pub certificate_lifetime: Duration,
+
+    /// Where health, readiness and metrics are served, to anybody who can reach it.
+    #[arg(long, env = "CULVERT_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
+    pub admin: SocketAddr,
+
+    /// The unix socket, for root alone, that `culvert status` asks [default: /run/culvert/NODE.sock].
+    #[arg(long, env = "CULVERT_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// The ranges that pods' addresses come from. An address inside them that nobody knows yet is held for a moment
+    /// and then refused; without ranges it passes untouched.
+    #[arg(long = "pod-range", env = "CULVERT_POD_RANGES", value_name = "CIDR", value_delimiter = ',')]
+    pub pod_ranges: Vec<IpNet>,
+
+    /// The namespace of Culvert itself: its own pods there are never enrolled.
+    #[arg(long, env = "CULVERT_ROOT_NAMESPACE", value_name = "NAMESPACE", default_value = "culvert-system")]
+    pub root_namespace: String,
+
+    /// How long connections may finish after SIGTERM before they are reset.
+    #[arg(long, env = "CULVERT_GRACE_PERIOD", value_name = "DURATION", default_value = "30s",
+          value_parser = humantime::parse_duration)]
+    pub grace_period: Duration,
+
+    /// How many connections the agent carries at once [default: what the limit of open files allows].
+    #[arg(long, env = "CULVERT_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// The access log, one line a connection, on the standard output.
+    #[arg(long, env = "CULVERT_ACCESS_LOG", value_name = "FORMAT", default_value = "text")]
+    pub access_log: AccessLogFormat,
+
+    /// How the agent's own log on the standard error looks.
+    #[arg(long, env = "CULVERT_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// What the agent's own log holds: a level, or directives such as `info,culvert::hbone=debug`.
+    #[arg(long, env = "CULVERT_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// Where the BPF file system is; it is mounted there where it is not.
+    #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+}
+
+/// How the agent's own log looks.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Runs the agent until a signal ends it.
+pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("culvert")
+        .build()
+        .context("starting the runtime")?
+        .block_on(crate::run(args))
+}
+
+/// A node's name becomes a directory's name: a DNS subdomain, as Kubernetes has it.
+fn node_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("a node's name has lower-case letters, digits, '-' and '.' only".to_owned())
+    }
+}

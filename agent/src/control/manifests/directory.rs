@@ -1,0 +1,278 @@
+//! The files of a directory, what each of them says, and the index of it all.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsString,
+    fmt, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    str,
+    sync::Arc,
+};
+
+use super::{
+    super::{Index, Key, Record, Settings},
+    document::{self, Contents, Fault, Format},
+};
+use crate::mesh::Snapshot;
+
+/// Something wrong in the manifests. It stays listed until it is put right.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// The file, or the directory itself.
+    pub file: PathBuf,
+    /// The line, counted from 1, where one can be told.
+    pub line: Option<usize>,
+    /// What is wrong, and what is in force instead.
+    pub message: String,
+}
+
+/// A directory as it was last read.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    settings: Settings,
+    /// By name. Where two say something about one object the later counts, as with `kubectl apply -f`.
+    files: BTreeMap<OsString, File>,
+    applied: HashMap<Key, Arc<Record>>,
+    index: Index,
+    /// Why the directory could not be read, if it could not.
+    unreadable: Option<Problem>,
+    duplicates: Vec<Problem>,
+    /// The kinds that were mentioned in the log as meaning nothing here.
+    unused: HashSet<String>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    /// Of the bytes that were read last; none where they could not be.
+    digest: Option<u64>,
+    objects: BTreeMap<Key, Item>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Clone, Debug)]
+struct Item {
+    record: Arc<Record>,
+    line: usize,
+}
+
+impl Directory {
+    pub(super) fn new(path: PathBuf, settings: Settings) -> Self {
+        Self {
+            path,
+            settings,
+            files: BTreeMap::new(),
+            applied: HashMap::new(),
+            index: Index::new(),
+            unreadable: None,
+            duplicates: Vec::new(),
+            unused: HashSet::new(),
+        }
+    }
+
+    /// Reads what changed. Returns whether the mesh did.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read; everything stays in force.
+    pub(super) fn scan(&mut self) -> io::Result<bool> {
+        let names = self.names().inspect_err(|error| {
+            let message = format!("cannot be read: {error}; everything stays in force");
+            self.unreadable = Some(Problem { file: self.path.clone(), line: None, message });
+        })?;
+        self.unreadable = None;
+        let before = self.files.len();
+        self.files.retain(|name, _| names.contains(name));
+        let mut changed = self.files.len() != before;
+        for name in names {
+            changed |= self.read(name);
+        }
+        Ok(changed && self.apply())
+    }
+
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        self.index.snapshot()
+    }
+
+    /// Everything that is wrong at the moment.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let files = self.files.values().flat_map(|file| &file.problems);
+        self.unreadable.iter().chain(files).chain(&self.duplicates).cloned().collect()
+    }
+
+    fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            // Hidden files are editors' and the kubelet's own (`..data`).
+            if format(&name).is_some() && !name.as_encoded_bytes().starts_with(b".") {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Reads one file. Returns whether it says anything new.
+    fn read(&mut self, name: OsString) -> bool {
+        let path = self.path.join(&name);
+        let problem =
+            |fault: Fault| Problem { file: path.clone(), line: Some(fault.line), message: fault.message };
+        let bytes = match read_bounded(&path) {
+            Ok(bytes) => bytes,
+            // Deleted since the directory was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+                return self.files.remove(&name).is_some();
+            }
+            Err(error) => {
+                let file = self.files.entry(name).or_default();
+                let message = format!("cannot be read: {error}; what it said before stays in force");
+                file.problems = vec![Problem { file: path, line: None, message }];
+                file.digest = None;
+                return false;
+            }
+        };
+        let file = self.files.entry(name.clone()).or_default();
+        let digest = Some(digest(&bytes));
+        if file.digest == digest {
+            return false;
+        }
+        file.digest = digest;
+        let blank = bytes.iter().all(u8::is_ascii_whitespace);
+        if blank && !file.objects.is_empty() {
+            // What a shell's `>` leaves for as long as the command before it takes.
+            let message = "is empty; what it said before stays in force until the file is deleted".to_owned();
+            file.problems = vec![Problem { file: path, line: None, message }];
+            return false;
+        }
+        let format = format(&name).unwrap_or(Format::Yaml);
+        match text(&bytes).and_then(|text| document::read(text, format, &self.settings)) {
+            Ok(contents) => {
+                let unused = contents.unused.clone();
+                file.replace(contents, &problem);
+                self.mention(unused);
+                true
+            }
+            Err(fault) => {
+                let message = format!("{}; what the file said before stays in force", fault.message);
+                file.problems = vec![problem(Fault { message, ..fault })];
+                false
+            }
+        }
+    }
+
+    /// Brings the index up to what the files say together. Returns whether that changed the mesh.
+    fn apply(&mut self) -> bool {
+        let mut wanted: HashMap<&Key, (&OsString, &Item)> = HashMap::with_capacity(self.applied.len());
+        self.duplicates.clear();
+        for (name, file) in &self.files {
+            for (key, item) in &file.objects {
+                let Some((other, earlier)) = wanted.insert(key, (name, item)) else { continue };
+                let message = format!(
+                    "{key} stands in {} too (line {}): this one counts",
+                    Path::new(other).display(),
+                    earlier.line
+                );
+                let file = self.path.join(name);
+                self.duplicates.push(Problem { file, line: Some(item.line), message });
+            }
+        }
+        let mut changed = false;
+        self.applied.retain(|key, _| {
+            let keep = wanted.contains_key(key);
+            changed |= !keep && self.index.delete(key);
+            keep
+        });
+        for (key, (_, item)) in wanted {
+            if !self.applied.get(key).is_some_and(|applied| Arc::ptr_eq(applied, &item.record)) {
+                changed |= self.index.apply(&item.record);
+                self.applied.insert(key.clone(), Arc::clone(&item.record));
+            }
+        }
+        changed
+    }
+
+    fn mention(&mut self, unused: Vec<String>) {
+        // Bounded, as what stands in the files may be anything.
+        const KINDS: usize = 64;
+        for kind in unused {
+            if self.unused.len() < KINDS && self.unused.insert(kind.clone()) {
+                tracing::info!(kind, "the manifests hold objects of a kind that means nothing to the mesh");
+            }
+        }
+    }
+}
+
+impl File {
+    /// Takes what the file says now. An object that is no longer valid stays as it was.
+    fn replace(&mut self, contents: Contents, problem: &dyn Fn(Fault) -> Problem) {
+        let Contents { records, invalid, unused: _ } = contents;
+        let mut objects: BTreeMap<Key, Item> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for (record, line) in records {
+            let key = record.key().clone();
+            let item = Item { record: Arc::new(record), line };
+            if let Some(earlier) = objects.insert(key.clone(), item) {
+                let message = format!("{key} stands in line {} too: this one counts", earlier.line);
+                problems.push(problem(Fault { line, message }));
+            }
+        }
+        for (key, Fault { line, message }) in invalid {
+            let stays = self.objects.remove(&key).filter(|_| !objects.contains_key(&key));
+            let instead = if stays.is_some() { "it stays as it was" } else { "it is left out" };
+            problems.push(problem(Fault { line, message: format!("{message}; {instead}") }));
+            objects.extend(stays.map(|item| (key, item)));
+        }
+        self.objects = objects;
+        self.problems = problems;
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+fn format(name: &OsString) -> Option<Format> {
+    match Path::new(name).extension()?.to_str()? {
+        "yaml" | "yml" => Some(Format::Yaml),
+        "json" => Some(Format::Json),
+        _ => None,
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // Not to wait for the writer of a FIFO.
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::other(format!("it is longer than {} MiB; split it", MAX_FILE >> 20)));
+    }
+    Ok(bytes)
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Fault> {
+    str::from_utf8(bytes).map_err(|error| {
+        let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Fault { line, message: "is not UTF-8".to_owned() }
+    })
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Some 10,000 pods as `kubectl get -o yaml` writes them would be a hundred of these; what is longer is no manifest.
+const MAX_FILE: u64 = 16 << 20;

@@ -1,0 +1,257 @@
+//! Over real directories; waiting is for the published value, with a deadline that only a failure reaches.
+
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::mesh::Enrollment;
+
+const NAMESPACE: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {culvert.dev/mesh: enabled}}
+";
+
+fn pod(name: &str, address: &str) -> String {
+    format!(
+        "\
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: shop
+spec:
+  nodeName: node-a
+status:
+  podIP: {address}
+"
+    )
+}
+
+struct Fixture {
+    dir: TempDir,
+    manifests: Manifests,
+}
+
+impl Fixture {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let manifests = start(dir.path()).unwrap();
+        Self { dir, manifests }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file as a careful program does: beside it, then over it.
+    fn replace(&self, name: &str, text: &str) {
+        fs::write(self.path(".new"), text).unwrap();
+        fs::rename(self.path(".new"), self.path(name)).unwrap();
+    }
+
+    fn pods(&self) -> Vec<String> {
+        pods(&self.manifests.snapshots().borrow())
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let root = format!("{}/", self.dir.path().display());
+        let problems = self.manifests.problems();
+        let problems = problems.borrow();
+        problems.iter().map(|problem| problem.to_string().replace(&root, "")).collect()
+    }
+
+    async fn until_pods(&self, expected: &[&str]) {
+        let mut snapshots = self.manifests.snapshots();
+        let wait = snapshots.wait_for(|snapshot| pods(snapshot) == expected);
+        let arrived = tokio::time::timeout(DEADLINE, wait).await.is_ok();
+        assert!(arrived, "{:?} instead of {expected:?}; problems: {:?}", self.pods(), self.problems());
+    }
+
+    async fn until_problem(&self, expected: &str) {
+        let mut problems = self.manifests.problems();
+        let wait = problems.wait_for(|_| self.problems().iter().any(|problem| problem.contains(expected)));
+        let arrived = tokio::time::timeout(DEADLINE, wait).await.is_ok();
+        assert!(arrived, "{:?} instead of {expected:?}", self.problems());
+    }
+
+    async fn until_no_problem(&self) {
+        let mut problems = self.manifests.problems();
+        let wait = problems.wait_for(|problems| problems.is_empty());
+        let arrived = tokio::time::timeout(DEADLINE, wait).await.is_ok();
+        assert!(arrived, "still {:?}", self.problems());
+    }
+}
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn start(dir: &Path) -> Result<Manifests, Error> {
+    Manifests::start(dir.to_owned(), "cluster.local".parse().unwrap(), "culvert-system".to_owned())
+}
+
+/// Each pod as `name address…`.
+fn pods(snapshot: &Snapshot) -> Vec<String> {
+    let pod = |pod: &Arc<crate::mesh::Workload>| {
+        let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+        format!("{} {}", pod.name, addresses.join(" "))
+    };
+    snapshot.workloads().iter().map(pod).collect()
+}
+
+#[test]
+fn first_snapshot_is_complete() {
+    let shop = format!("{NAMESPACE}{}", pod("web", "10.0.0.1"));
+    let db = pod("db", "10.0.0.2");
+    let mesh =
+        Fixture::new(&[("shop.yaml", &shop), ("db.yml", &db), ("notes.txt", "x: ["), (".x.yaml", "[")]);
+    assert_eq!(mesh.pods(), ["db 10.0.0.2", "web 10.0.0.1"]);
+    let snapshot = mesh.manifests.snapshots().borrow().clone();
+    assert!(snapshot.workloads().iter().all(|pod| pod.enrollment == Enrollment::Enrolled));
+    assert!(snapshot.workloads().iter().all(|pod| pod.receives_hbone));
+    assert!(mesh.problems().is_empty(), "{:?}", mesh.problems());
+}
+
+#[test]
+fn missing_directory_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = start(&dir.path().join("absent")).unwrap_err();
+    assert!(matches!(error, Error::Directory { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn changes_take_effect() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+    fs::write(mesh.path("b.yaml"), pod("b", "10.0.0.2")).unwrap();
+    mesh.until_pods(&["a 10.0.0.1", "b 10.0.0.2"]).await;
+    fs::write(mesh.path("b.yaml"), pod("b", "10.0.0.3")).unwrap();
+    mesh.until_pods(&["a 10.0.0.1", "b 10.0.0.3"]).await;
+    mesh.replace("b.yaml", &pod("c", "10.0.0.3"));
+    mesh.until_pods(&["a 10.0.0.1", "c 10.0.0.3"]).await;
+    fs::remove_file(mesh.path("a.yaml")).unwrap();
+    mesh.until_pods(&["c 10.0.0.3"]).await;
+}
+
+#[tokio::test]
+async fn unchanged_pods_are_the_same_arc() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", &pod("b", "10.0.0.2"))]);
+    let before = mesh.manifests.snapshots().borrow().clone();
+    fs::write(mesh.path("b.yaml"), pod("b", "10.0.0.3")).unwrap();
+    // Written again, to the same effect.
+    fs::write(mesh.path("a.yaml"), format!("# again\n{}", pod("a", "10.0.0.1"))).unwrap();
+    mesh.until_pods(&["a 10.0.0.1", "b 10.0.0.3"]).await;
+    let after = mesh.manifests.snapshots().borrow().clone();
+    assert!(Arc::ptr_eq(&before.workloads()[0], &after.workloads()[0]));
+    assert!(!Arc::ptr_eq(&before.workloads()[1], &after.workloads()[1]));
+}
+
+#[tokio::test]
+async fn broken_file_is_reported_and_leaves_everything_in_force() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", &pod("b", "10.0.0.2"))]);
+    mesh.replace("a.yaml", &format!("{}---\nkind: Pod\nmetadata: [\n", pod("a", "10.0.0.9")));
+    mesh.until_problem("a.yaml:1").await;
+    fs::write(mesh.path("b.yaml"), pod("b", "10.0.0.3")).unwrap();
+    mesh.until_pods(&["a 10.0.0.1", "b 10.0.0.3"]).await;
+    mesh.replace("a.yaml", &pod("a", "10.0.0.9"));
+    mesh.until_pods(&["a 10.0.0.9", "b 10.0.0.3"]).await;
+    mesh.until_no_problem().await;
+}
+
+#[tokio::test]
+async fn invalid_object_stays_as_it_was_while_the_rest_of_its_file_changes() {
+    let mesh = Fixture::new(&[("a.yaml", &(pod("a", "10.0.0.1") + &pod("b", "10.0.0.2")))]);
+    mesh.replace("a.yaml", &(pod("a", "10.0.0.256") + &pod("b", "10.0.0.3") + &pod("c", "no")));
+    mesh.until_pods(&["a 10.0.0.1", "b 10.0.0.3"]).await;
+    assert_eq!(
+        mesh.problems(),
+        [
+            "a.yaml:10: Pod shop/a: status.podIP: \"10.0.0.256\" is not an IP address; it stays as it was",
+            "a.yaml:30: Pod shop/c: status.podIP: \"no\" is not an IP address; it is left out",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn emptied_file_stays_in_force_until_it_is_deleted() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+    fs::write(mesh.path("a.yaml"), "").unwrap();
+    mesh.until_problem("a.yaml: is empty").await;
+    assert_eq!(mesh.pods(), ["a 10.0.0.1"]);
+    fs::remove_file(mesh.path("a.yaml")).unwrap();
+    mesh.until_pods(&[]).await;
+    mesh.until_no_problem().await;
+}
+
+#[tokio::test]
+async fn later_of_two_files_counts_and_the_clash_is_reported() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1")), ("b.yaml", &pod("a", "10.0.0.2"))]);
+    assert_eq!(mesh.pods(), ["a 10.0.0.2"]);
+    assert_eq!(mesh.problems(), ["b.yaml:2: Pod shop/a stands in a.yaml too (line 2): this one counts"]);
+    fs::remove_file(mesh.path("b.yaml")).unwrap();
+    mesh.until_pods(&["a 10.0.0.1"]).await;
+    mesh.until_no_problem().await;
+}
+
+#[tokio::test]
+async fn configmap_swap_takes_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let version = |name: &str, address: &str| {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name).join("a.yaml"), pod("a", address)).unwrap();
+    };
+    version("..1", "10.0.0.1");
+    symlink("..1", dir.path().join("..data")).unwrap();
+    symlink("..data/a.yaml", dir.path().join("a.yaml")).unwrap();
+    let manifests = start(dir.path()).unwrap();
+    version("..2", "10.0.0.2");
+    symlink("..2", dir.path().join("..data_tmp")).unwrap();
+    fs::rename(dir.path().join("..data_tmp"), dir.path().join("..data")).unwrap();
+    let mesh = Fixture { dir, manifests };
+    mesh.until_pods(&["a 10.0.0.2"]).await;
+}
+
+#[tokio::test]
+async fn vanished_directory_is_reported_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("manifests");
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+    let manifests = start(&path).unwrap();
+    let mesh = Fixture { dir, manifests };
+    fs::rename(&path, mesh.path("elsewhere")).unwrap();
+    mesh.until_problem("manifests: cannot be read").await;
+    assert_eq!(mesh.pods(), ["a 10.0.0.1"]);
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("b.yaml"), pod("b", "10.0.0.2")).unwrap();
+    mesh.until_pods(&["b 10.0.0.2"]).await;
+    mesh.until_no_problem().await;
+}
+
+#[tokio::test]
+async fn unreadable_file_is_reported_and_stays_in_force() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+    fs::remove_file(mesh.path("a.yaml")).unwrap();
+    symlink("nowhere", mesh.path("b.yaml")).unwrap();
+    fs::create_dir(mesh.path("c.yaml")).unwrap();
+    nix::unistd::mkfifo(&mesh.path("d.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for name in ["b.yaml", "c.yaml", "d.yaml"] {
+        mesh.until_problem(&format!("{name}: cannot be read")).await;
+    }
+    mesh.until_pods(&[]).await;
+}
+
+#[test]
+fn address_conflict_is_published_as_such() {
+    let mesh = Fixture::new(&[("a.yaml", &(pod("a", "10.0.0.1") + &pod("b", "10.0.0.1")))]);
+    let snapshot = mesh.manifests.snapshots().borrow().clone();
+    let conflicts = snapshot.conflicts();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(
+        (conflicts[0].first.to_string(), conflicts[0].second.to_string()),
+        ("shop/a".into(), "shop/b".into())
+    );
+}

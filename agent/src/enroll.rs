@@ -1,0 +1,312 @@
+//! Keeps the pods of this node in step with the snapshot: for each enrolled pod its namespace, its place in the kernel's
+//! maps, its listeners and its certificate.
+//!
+//! ```text
+//! absent ──enrol──► enrolled ──label gone──► leaving (no new captures; HBONE still served for a minute) ──► absent
+//!                      └─────────pod gone──► absent, its connections ended
+//! ```
+//!
+//! The kernel's maps are derived from the snapshot, never the truth; a pod that cannot be enrolled is tried again, and
+//! until then stays as it is: what an earlier agent captured stays captured, and fails closed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    capture::{self, Capture, NetNs},
+    identity::SvidStore,
+    mesh::{Enrollment, Identity, NetnsRef, Snapshot, Workload},
+    proxy::{Context, Pod},
+};
+
+/// Enrols this node's pods.
+pub struct Enroller {
+    node: String,
+    capture: Arc<Capture>,
+    context: Arc<Context>,
+    svids: SvidStore,
+    pods: HashMap<Arc<str>, Member>,
+    failures: HashMap<Arc<str>, Failure>,
+    status: Status,
+}
+
+/// What the enroller says of itself, for readiness and for `config_dump`. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<RwLock<Vec<PodStatus>>>);
+
+/// One pod of this node that is, was or ought to be enrolled.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PodStatus {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// Its identity.
+    pub identity: String,
+    /// Its addresses.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// `enrolled`, `leaving`, or why it is not.
+    pub state: String,
+}
+
+struct Member {
+    pod: Pod,
+    netns: NetnsRef,
+    /// Since when the pod leaves the mesh, where it does.
+    leaving: Option<Instant>,
+}
+
+struct Failure {
+    error: String,
+    attempts: u32,
+    retry: Instant,
+}
+
+/// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
+const LEAVING: Duration = Duration::from_secs(60);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+impl Enroller {
+    /// Prepares to enrol the pods of `node`.
+    pub fn new(node: String, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+        Self {
+            node,
+            capture,
+            context,
+            svids,
+            pods: HashMap::new(),
+            failures: HashMap::new(),
+            status: Status::default(),
+        }
+    }
+
+    /// Returns a handle on what the enroller says of itself.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
+    /// Brings the kernel in step with the first snapshot: whatever an earlier agent left and nobody wants any more
+    /// goes.
+    ///
+    /// # Errors
+    /// Where the kernel's maps cannot be written; the agent cannot work then.
+    pub fn begin(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
+        self.reconcile(snapshot)?;
+        // A pod whose enrolment failed keeps what an earlier agent gave it: letting go would send its traffic out in
+        // plaintext.
+        let kept = self.pods.values().map(|member| member.pod.capture().netns().cookie());
+        let failed = self.wanted(snapshot).filter(|w| self.failures.contains_key(&w.uid));
+        let failed = failed.filter_map(|w| NetNs::open(w.netns.as_ref()?).ok()).map(|netns| netns.cookie());
+        self.capture.forget_others(&kept.chain(failed).collect::<HashSet<_>>())
+    }
+
+    /// Follows the snapshots until the agent drains, then takes the listeners out of the kernel's reach.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub async fn follow(mut self, mut mesh: watch::Receiver<Arc<Snapshot>>) -> Result<(), capture::Error> {
+        let drain = self.context.drain().clone();
+        loop {
+            let snapshot = mesh.borrow_and_update().clone();
+            self.reconcile(&snapshot)?;
+            let next = self.next_deadline();
+            tokio::select! {
+                () = drain.cancelled() => break,
+                changed = mesh.changed() => if changed.is_err() { break },
+                () = sleep_until(next) => {}
+            }
+        }
+        drain.cancelled().await;
+        for member in self.pods.values() {
+            if let Err(error) = member.pod.capture().drain() {
+                let workload = member.pod.workload();
+                tracing::warn!(pod = %workload, %error, "draining the pod's listeners failed");
+            }
+        }
+        // The pods' descriptors live until the last connection has ended.
+        self.context.finished().await;
+        Ok(())
+    }
+
+    fn wanted<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Workload>> {
+        snapshot.on_node(&self.node).filter(|workload| workload.enrollment == Enrollment::Enrolled)
+    }
+
+    fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
+        let wanted: HashMap<_, _> = self.wanted(snapshot).map(|w| (w.uid.clone(), w.clone())).collect();
+        let present: HashSet<_> = snapshot.on_node(&self.node).map(|w| w.uid.clone()).collect();
+        self.failures.retain(|uid, _| wanted.contains_key(uid));
+        self.remove(&wanted, &present);
+        // Destinations before pods: a pod that is captured must never meet a map that does not know its peers yet.
+        self.capture.set_destinations(&snapshot.destinations(&self.node))?;
+        self.retain_identities(&wanted);
+        for (uid, workload) in wanted {
+            if let Err(error) = self.keep(&workload) {
+                self.note_failure(uid, &workload, &error);
+            }
+        }
+        self.context.forget_peers(snapshot);
+        self.publish(snapshot);
+        Ok(())
+    }
+
+    /// Lets go of the pods that are no longer wanted.
+    fn remove(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>, present: &HashSet<Arc<str>>) {
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        for (uid, member) in &mut self.pods {
+            let workload = member.pod.workload();
+            if let Some(wanted) = wanted.get(uid) {
+                if wanted.netns.as_ref() != Some(&member.netns) {
+                    tracing::info!(pod = %workload, "the pod has another network namespace now");
+                    ended.push((uid.clone(), true));
+                }
+            } else if !present.contains(uid) {
+                ended.push((uid.clone(), true));
+            } else if member.leaving.is_none() {
+                tracing::info!(pod = %workload, "the pod leaves the mesh");
+                member.leaving = Some(now + LEAVING);
+                if let Err(error) = member.pod.capture().stop_capture() {
+                    tracing::error!(pod = %workload, %error, "its traffic is still captured");
+                }
+            } else if member.leaving.is_some_and(|end| end <= now) {
+                ended.push((uid.clone(), false));
+            }
+        }
+        for (uid, gone) in ended {
+            if let Some(member) = self.pods.remove(&uid) {
+                end(member, gone);
+                self.context.forget_source(&uid);
+            }
+        }
+    }
+
+    fn retain_identities(&self, wanted: &HashMap<Arc<str>, Arc<Workload>>) {
+        let leaving = self.pods.values().map(|member| member.pod.workload().identity.clone());
+        let identities: HashSet<Identity> =
+            wanted.values().map(|workload| workload.identity.clone()).chain(leaving).collect();
+        self.svids.retain(&identities);
+        for identity in identities {
+            self.svids.prefetch(&identity);
+        }
+    }
+
+    /// Enrols a pod, or keeps one that is enrolled up to date.
+    fn keep(&mut self, workload: &Arc<Workload>) -> Result<(), EnrollError> {
+        if self.failures.get(&workload.uid).is_some_and(|failure| failure.retry > Instant::now()) {
+            return Ok(());
+        }
+        let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
+        if workload.addresses.is_empty() {
+            return Err(EnrollError::NoAddress);
+        }
+        if let Some(member) = self.pods.get_mut(&workload.uid) {
+            if member.leaving.take().is_some() {
+                member.pod.capture().resume_capture()?;
+                tracing::info!(pod = %workload, "the pod is back in the mesh");
+            }
+            let before = member.pod.workload();
+            if before.addresses != workload.addresses {
+                member.pod.capture().set_addresses(&workload.addresses)?;
+            }
+            if !Arc::ptr_eq(&before, workload) {
+                member.pod.describe(workload.clone());
+            }
+            return Ok(());
+        }
+        let netns = NetNs::open(&netns_at)?;
+        let capture = self.capture.enroll(netns, &workload.addresses)?;
+        let pod = Pod::start(&self.context, workload.clone(), capture).map_err(EnrollError::Listeners)?;
+        tracing::info!(
+            pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
+            "the pod is in the mesh"
+        );
+        self.failures.remove(&workload.uid);
+        self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, leaving: None });
+        Ok(())
+    }
+
+    fn note_failure(&mut self, uid: Arc<str>, workload: &Workload, error: &EnrollError) {
+        let attempts = self.failures.get(&uid).map_or(1, |failure| failure.attempts + 1);
+        let delay = RETRY_FIRST.saturating_mul(1 << attempts.min(10)).min(RETRY_MAX);
+        // Once when it fails, then quietly: what it is stands in the readiness detail until it is over.
+        if attempts == 1 {
+            tracing::error!(pod = %workload, %error, "the pod cannot be enrolled; it is tried again");
+        } else {
+            tracing::debug!(pod = %workload, %error, attempts, "the pod still cannot be enrolled");
+        }
+        self.failures
+            .insert(uid, Failure { error: error.to_string(), attempts, retry: Instant::now() + delay });
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let leaving = self.pods.values().filter_map(|member| member.leaving);
+        let retries = self.failures.values().map(|failure| failure.retry);
+        leaving.chain(retries).min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+    }
+
+    fn publish(&self, snapshot: &Snapshot) {
+        let enrolled = self.pods.values().map(|member| {
+            let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
+            PodStatus::new(&member.pod.workload(), state.to_owned())
+        });
+        let failed = self.wanted(snapshot).filter_map(|workload| {
+            self.failures.get(&workload.uid).map(|failure| PodStatus::new(workload, failure.error.clone()))
+        });
+        let mut pods: Vec<_> = enrolled.chain(failed).collect();
+        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        *self.status.0.write().unwrap_or_else(PoisonError::into_inner) = pods;
+    }
+}
+
+impl Status {
+    /// Returns the pods as they are now.
+    pub fn pods(&self) -> Vec<PodStatus> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl PodStatus {
+    fn new(workload: &Workload, state: String) -> Self {
+        Self {
+            namespace: workload.namespace.to_string(),
+            name: workload.name.to_string(),
+            identity: workload.identity.to_string(),
+            addresses: workload.addresses.clone(),
+            state,
+        }
+    }
+}
+
+fn end(member: Member, gone: bool) {
+    let workload = member.pod.workload();
+    if gone {
+        member.pod.abort();
+    }
+    if let Err(error) = member.pod.capture().unenroll() {
+        tracing::error!(pod = %workload, %error, "what the kernel holds for the pod could not be removed");
+    }
+    tracing::info!(pod = %workload, gone, "the pod is out of the mesh");
+}
+
+/// Why a pod cannot be enrolled.
+#[derive(Debug, thiserror::Error)]
+enum EnrollError {
+    #[error("its network namespace is not known: annotate the Pod with culvert.dev/netns")]
+    NoNamespace,
+    #[error("it has no address yet: its status.podIP is missing")]
+    NoAddress,
+    #[error("its listeners cannot be used: {0}")]
+    Listeners(#[source] std::io::Error),
+    #[error(transparent)]
+    Capture(#[from] capture::Error),
+}

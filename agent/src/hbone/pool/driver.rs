@@ -1,0 +1,83 @@
+//! The task of one connection: moves its frames, sends its PINGs, and closes it when it has been unused for long.
+
+use std::{
+    future::pending,
+    pin::pin,
+    sync::{Arc, Weak},
+};
+
+use bytes::Bytes;
+use h2::{PingPong, client::Connection};
+use tokio::{net::TcpStream, time::sleep_until};
+use tokio_rustls::client::TlsStream;
+
+use super::{Shared, state::Use};
+use crate::{
+    hbone::{Loss, keepalive, link::Link},
+    identity::Observed,
+};
+
+/// What connections of the pool run over.
+pub(super) type Transport = Observed<TlsStream<TcpStream>>;
+
+/// Starts the task. It ends with the connection, and forgets it in the pool.
+pub(super) fn spawn(pool: &Arc<Shared>, id: u64, link: Arc<Link>, connection: Connection<Transport, Bytes>) {
+    let entry = Entry { pool: Arc::downgrade(pool), id };
+    pool.tasks.spawn(drive(entry, link, connection));
+}
+
+/// A connection's place in the pool, given up on drop.
+struct Entry {
+    pool: Weak<Shared>,
+    id: u64,
+}
+
+async fn drive(entry: Entry, link: Arc<Link>, mut connection: Connection<Transport, Bytes>) {
+    let pings = connection.ping_pong();
+    let mut silence = pin!(silence(pings));
+    let mut aborted = pin!(link.aborted());
+    let mut unused = pin!(retire_when_unused(&entry, &link));
+    let loss = tokio::select! {
+        biased;
+        () = &mut aborted => link.loss().unwrap_or(Loss::Shutdown),
+        ended = &mut connection => ended.as_ref().map_or_else(Loss::of, |()| Loss::Closed),
+        () = &mut silence => Loss::Silent,
+        () = &mut unused => Loss::Shutdown,
+    };
+    // Known before the connection drops: that is when its tunnels are told.
+    link.lose(loss);
+    drop(connection);
+}
+
+/// See [`keepalive::lost`].
+async fn silence(pings: Option<PingPong>) {
+    match pings {
+        Some(pings) => keepalive::lost(pings).await,
+        // h2 hands them out once, and this is the first time.
+        None => pending().await,
+    }
+}
+
+/// Retires the connection when it has had no tunnel for a while; h2 then says GOAWAY and closes it. Returns where the
+/// pool itself is gone.
+async fn retire_when_unused(entry: &Entry, link: &Link) {
+    loop {
+        link.unused().await;
+        let Some(pool) = entry.pool.upgrade() else { return };
+        let now = pool.lock().retire_unused(entry.id, pool.config.unused_timeout);
+        drop(pool);
+        match now {
+            Use::Used => {}
+            Use::UnusedUntil(until) => sleep_until(until).await,
+            Use::Retired => pending().await,
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().forget(self.id);
+        }
+    }
+}

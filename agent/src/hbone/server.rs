@@ -1,0 +1,309 @@
+//! The server's side: TLS, HTTP/2, and the CONNECT requests that may be answered at all.
+//!
+//! What a hostile client can make the agent hold is bounded, a connection at a time: [`MAX_STREAMS`] tunnels and as
+//! many again whose reset the agent is still dealing with (CVE-2023-44487: a reset frees the client's stream at once,
+//! but not the agent's work), windows as in the [module's documentation](super), 64 KiB of header, a deadline for the
+//! handshake, and a PING that must be answered.
+
+use std::{
+    future::{Future, poll_fn},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, Connection, SendResponse},
+};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header::FORWARDED};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{
+    Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError, keepalive,
+    link::{Lease, Link},
+    request::{self, BAGGAGE, Target},
+};
+use crate::{
+    identity::{Svid, TlsError, peer_identity},
+    mesh::Identity,
+};
+
+/// One client's connection, authenticated. It lives only while [`Self::next`] is polled.
+pub struct ServerConnection {
+    peer: Identity,
+    http: Http<TlsStream<TcpStream>>,
+}
+
+/// A CONNECT that waits for its answer. Dropped without one, it is reset.
+#[derive(Debug)]
+pub struct Incoming {
+    request: Request<()>,
+    target: Target,
+    respond: SendResponse<Bytes>,
+    body: RecvStream,
+    lease: Lease,
+}
+
+/// Does the TLS handshake, takes the client's identity from its certificate, and begins HTTP/2, all under one deadline
+/// of [`HANDSHAKE`].
+///
+/// # Errors
+/// Where the client has no certificate of this trust domain, does not speak HTTP/2, or takes too long.
+pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnection, ServeError> {
+    let handshake = async {
+        let local = stream.local_addr().map_err(ServeError::Io)?.ip();
+        // Without it a small frame may wait for the ACK of the one before.
+        stream.set_nodelay(true).map_err(ServeError::Io)?;
+        let tls = match TlsAcceptor::from(svid.server_config()).accept(stream).into_fallible().await {
+            Ok(tls) => tls,
+            Err((error, stream)) => {
+                let _ = timeout(LINGER, linger(stream)).await;
+                return Err(ServeError::Tls(TlsError::from_io(&error)));
+            }
+        };
+        let session = tls.get_ref().1;
+        let peer = peer_identity(session).map_err(ServeError::Tls)?;
+        if session.alpn_protocol() != Some(b"h2") {
+            return Err(ServeError::Protocol("it did not offer h2 by ALPN".to_owned()));
+        }
+        let http = Http::handshake(tls, local).await?;
+        Ok(ServerConnection { peer, http })
+    };
+    timeout(HANDSHAKE, handshake).await.unwrap_or(Err(ServeError::HandshakeTimeout(HANDSHAKE)))
+}
+
+impl ServerConnection {
+    /// Returns who the client is, by its certificate.
+    pub fn peer_identity(&self) -> &Identity {
+        &self.peer
+    }
+
+    /// Returns the next CONNECT; `None` once the connection is over. Requests that are no HBONE are answered here.
+    ///
+    /// This drives the whole connection, its tunnels and its PINGs included: poll it until it returns `None` or an
+    /// error. It may be cancelled and called again.
+    ///
+    /// # Errors
+    /// Where the client broke HTTP/2, was lost, or is silent. The connection is over then, and so are its tunnels.
+    pub async fn next(&mut self) -> Option<Result<Incoming, ServeError>> {
+        self.http.next().await
+    }
+
+    /// Tells the client to open no further tunnels here (GOAWAY, RFC 9113 §6.8); [`Self::next`] goes on until the
+    /// tunnels that exist have ended.
+    pub fn graceful_shutdown(&mut self) {
+        self.http.graceful_shutdown();
+    }
+
+    /// Ends the connection at once; its tunnels end with `loss`.
+    pub fn abort(&mut self, loss: Loss) {
+        self.http.close(loss);
+    }
+
+    /// Returns the number of tunnels, those included that are not yet answered.
+    pub fn tunnels(&self) -> usize {
+        self.http.link.tunnels()
+    }
+}
+
+impl Incoming {
+    /// Returns the authority as the client wrote it.
+    pub fn authority(&self) -> &str {
+        self.request.uri().authority().map_or("", |authority| authority.as_str())
+    }
+
+    /// Returns the address that is asked for: the pod's own, canonical; `None` where the authority is a name.
+    pub fn target(&self) -> Option<SocketAddr> {
+        match self.target {
+            Target::Address(address) => Some(address),
+            Target::Name => None,
+        }
+    }
+
+    /// Returns what the client says of its workload. Not authenticated.
+    pub fn baggage(&self) -> Option<&str> {
+        text(self.request.headers(), &BAGGAGE)
+    }
+
+    /// Returns who the client says the original client is. Not authenticated.
+    pub fn forwarded(&self) -> Option<&str> {
+        text(self.request.headers(), &FORWARDED)
+    }
+
+    /// Returns the original client's address, where [`Self::forwarded`] names one (RFC 7239 §4). Not authenticated.
+    pub fn forwarded_for(&self) -> Option<SocketAddr> {
+        request::forwarded_for(self.forwarded()?)
+    }
+
+    /// Waits until the client gives the request up. May be cancelled and called again.
+    pub async fn cancelled(&mut self) -> TunnelError {
+        let outcome = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        match (outcome, self.lease.link().loss()) {
+            (_, Some(loss)) => TunnelError::Lost(loss),
+            (Ok(code), None) => TunnelError::Reset(code),
+            (Err(error), None) => TunnelError::of(&error, None),
+        }
+    }
+
+    /// Answers 200.
+    ///
+    /// # Errors
+    /// Where the client has given the request up, or is lost.
+    pub fn accept(self) -> Result<Tunnel, TunnelError> {
+        let Self { request: _, target: _, mut respond, body, lease } = self;
+        let send = respond.send_response(Response::new(()), false);
+        match send {
+            Ok(send) => Ok(Tunnel::new(send, body, lease)),
+            Err(error) => Err(TunnelError::of(&error, lease.link().loss())),
+        }
+    }
+
+    /// Answers with `status` and ends the stream: 401 where policy denies, 503 where the application cannot be reached.
+    pub fn refuse(self, status: StatusCode) {
+        let Self { request: _, target: _, respond, body: _body, lease: _lease } = self;
+        answer(respond, status);
+    }
+}
+
+/// The HTTP/2 part, over any transport.
+pub(super) struct Http<IO> {
+    local: IpAddr,
+    link: Arc<Link>,
+    /// `None` once the connection is over.
+    open: Option<Open<IO>>,
+}
+
+struct Open<IO> {
+    connection: Connection<IO, Bytes>,
+    silent: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
+    /// Waits for the client's preface; the caller sets the deadline.
+    pub(super) async fn handshake(io: IO, local: IpAddr) -> Result<Self, ServeError> {
+        let mut connection = Builder::new()
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW * MAX_STREAMS)
+            .max_frame_size(MAX_FRAME)
+            .max_header_list_size(HEADER_LIST)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RECENT_RESETS)
+            .max_local_error_reset_streams(Some(RECENT_RESETS))
+            .handshake(io)
+            .await?;
+        let pings = connection.ping_pong();
+        let silent = Box::pin(async move {
+            match pings {
+                Some(pings) => keepalive::lost(pings).await,
+                // h2 hands them out once, and this is the first time.
+                None => std::future::pending().await,
+            }
+        });
+        Ok(Self { local, link: Link::new(), open: Some(Open { connection, silent }) })
+    }
+
+    /// See [`ServerConnection::next`].
+    pub(super) async fn next(&mut self) -> Option<Result<Incoming, ServeError>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, ServeError>>> {
+        loop {
+            let Some(open) = &mut self.open else { return Poll::Ready(None) };
+            let step = open.connection.poll_accept(cx);
+            let over = match step {
+                Poll::Pending if open.silent.as_mut().poll(cx).is_pending() => return Poll::Pending,
+                Poll::Pending => Some((Loss::Silent, ServeError::Silent(keepalive::ANSWER))),
+                Poll::Ready(Some(Err(error))) => Some((Loss::of(&error), error.into())),
+                Poll::Ready(Some(Ok((request, respond)))) => match self.admit(request, respond) {
+                    Some(incoming) => return Poll::Ready(Some(Ok(incoming))),
+                    None => continue,
+                },
+                Poll::Ready(None) => None,
+            };
+            self.close(over.as_ref().map_or(Loss::Closed, |(loss, _)| *loss));
+            return Poll::Ready(over.map(|(_, error)| Err(error)));
+        }
+    }
+
+    /// Answers what is no HBONE, and refuses what is too much; returns the rest.
+    fn admit(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) -> Option<Incoming> {
+        let lease = self.link.lease();
+        if self.link.tunnels() > MAX_WORK {
+            // A client may send it again elsewhere or later (RFC 9113 §8.7).
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return None;
+        }
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, ());
+        let Some(target) = request::target(&request, self.local) else {
+            answer(respond, StatusCode::BAD_REQUEST);
+            return None;
+        };
+        Some(Incoming { request, target, respond, body, lease })
+    }
+
+    fn graceful_shutdown(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.connection.graceful_shutdown();
+        }
+    }
+
+    fn close(&mut self, loss: Loss) {
+        self.link.lose(loss);
+        self.open = None;
+    }
+}
+
+impl<IO> Drop for Http<IO> {
+    fn drop(&mut self) {
+        // Tunnels that outlive the connection are told why they end.
+        self.link.lose(Loss::Closed);
+    }
+}
+
+/// Lets the client read the alert that says why it was refused. Closing at once, with what the client has sent unread,
+/// would be a reset, which overtakes the alert (RFC 1122 §4.2.2.13).
+async fn linger(mut stream: TcpStream) {
+    let mut discarded = [0; 4096];
+    if stream.shutdown().await.is_ok() {
+        while matches!(stream.read(&mut discarded).await, Ok(read) if read > 0) {}
+    }
+}
+
+/// Answers and ends the stream; h2 then resets what the client might still send (RFC 9113 §8.1).
+fn answer(mut respond: SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // It fails only where the client has given the request up.
+    let _ = respond.send_response(response, true);
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// For TCP accepted to HTTP/2's preface read.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a client that was refused is listened to.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Concurrent tunnels of one connection (hbone.md: ztunnel's server says the same).
+pub const MAX_STREAMS: u32 = 200;
+
+/// Requests of one connection that the agent works on at once, those included that the client has reset.
+const MAX_WORK: usize = 2 * MAX_STREAMS as usize;
+
+/// Bytes of header fields that a request may have (hbone.md).
+const HEADER_LIST: u32 = 64 * 1024;

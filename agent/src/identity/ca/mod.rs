@@ -1,0 +1,121 @@
+//! Certificate authorities: who signs the certificates of this node's workloads.
+//!
+//! An authority sees a signing request and the identity that is asked for, never a private key. What it returns is
+//! not believed: [`super::Svid::new`] checks it as a peer would.
+
+use std::{fmt, future::Future, io, path::PathBuf, pin::Pin, time::Duration};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+
+use super::{
+    svid::Rejected,
+    trust::{Trust, TrustError},
+};
+use crate::mesh::{Identity, TrustDomain};
+
+mod files;
+mod init;
+mod local;
+#[cfg(test)]
+mod tests;
+
+pub use init::{InitError, Lifetimes};
+pub use local::LocalCa;
+
+/// An authority that signs the certificates of workloads.
+pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
+    /// Signs a certificate for `identity` and the public key of `csr`.
+    ///
+    /// Dropping the future gives the request up; [`super::SvidStore`] does so after a deadline.
+    fn sign<'a>(&'a self, csr: &'a Csr, identity: &'a Identity) -> Signing<'a>;
+
+    /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
+    fn trust(&self) -> Trust;
+}
+
+/// The pending answer of an authority. Boxed, so that the trait is object safe.
+pub type Signing<'a> = Pin<Box<dyn Future<Output = Result<Issued, CaError>> + Send + 'a>>;
+
+/// A certificate signing request (PKCS #10, RFC 2986), signed with the key that it is for.
+#[derive(Clone, Debug)]
+pub struct Csr(CertificateSigningRequestDer<'static>);
+
+impl Csr {
+    /// Makes the request of `identity` for the public half of `key`. Its one subjectAltName is the SPIFFE ID.
+    ///
+    /// # Errors
+    /// Where the cryptographic library fails.
+    pub fn new(identity: &Identity, key: &KeyPair) -> Result<Self, rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+        Ok(Self(params.serialize_request(key)?.into()))
+    }
+
+    /// Returns the request in DER.
+    pub fn der(&self) -> &CertificateSigningRequestDer<'static> {
+        &self.0
+    }
+}
+
+/// What an authority returns.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The workload's certificate first, then the intermediates up to a root, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+/// Why an authority cannot be used, or did not sign.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// A file of the authority cannot be read.
+    #[error("{} cannot be read: {source}; `culvert ca init` makes a new authority", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the authority does not hold what it should.
+    #[error("{}: {problem}", .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The root certificates cannot be used.
+    #[error("{}: {source}", .path.display())]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: TrustError,
+    },
+    /// A trial certificate was refused: the authority's files do not belong together, or one of them is expired.
+    #[error("{}: intermediate.pem, intermediate.key and root.pem do not work together: {source}", .path.display())]
+    Unsound {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with a certificate that this authority signs.
+        source: Rejected,
+    },
+    /// The identity is of a trust domain that this authority does not sign for.
+    #[error("the authority signs for trust domain {ours}, not for {asked}")]
+    TrustDomain {
+        /// The authority's.
+        ours: TrustDomain,
+        /// Who was to get a certificate.
+        asked: Identity,
+    },
+    /// The certificate of the authority itself has expired.
+    #[error("the intermediate certificate expired at {}: replace it", humantime::format_rfc3339_seconds(*.0))]
+    Expired(std::time::SystemTime),
+    /// The cryptographic library refused, such as for a request whose signature is wrong.
+    #[error("signing failed: {0}")]
+    Crypto(#[from] rcgen::Error),
+    /// The authority did not answer in time.
+    #[error("the authority did not answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+}

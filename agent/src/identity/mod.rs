@@ -1,0 +1,45 @@
+//! Who a workload is, proved: keys, certificates, and the TLS that checks them.
+//!
+//! Owns the certificate authorities behind [`CertificateAuthority`], the certificates of the node's workloads
+//! ([`Svid`], kept fresh by [`SvidStore`]), and the rustls configurations with the SPIFFE rules in them. Does not own
+//! connections: `hbone` runs the handshakes. A workload's private key is made here and never leaves the process.
+//!
+//! ```text
+//! SvidStore::svid(identity) ──► key + Csr ──► CertificateAuthority::sign ──► Issued
+//!                                                                             │ checked as a peer would check it
+//! hbone ◄── client_config(expected), server_config() ◄── Svid ◄───────────────┘
+//!                     │ each handshake
+//!                     └──► TrustBundle (chain, usage, validity), then exactly one SPIFFE ID, then whose it is
+//! ```
+//!
+//! What is wiped from memory, and what is not: a workload's key as PKCS#8 is wiped as soon as rustls has it, and
+//! rustls' own copy when the last configuration that uses it goes (AWS-LC cleans what it frees); the intermediate's
+//! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
+//! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
+
+pub mod ca;
+mod keeper;
+mod observed;
+mod spiffe;
+mod store;
+mod svid;
+mod tls;
+mod tls_error;
+mod trust;
+mod verify;
+
+#[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod testing;
+
+pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
+pub use observed::{Observed, TlsFailure};
+pub use spiffe::IdentityRefusal;
+pub use store::{SvidError, SvidStatus, SvidStore};
+pub use svid::{Rejected, Svid};
+pub use tls::peer_identity;
+pub use tls_error::TlsError;
+pub use trust::{Trust, TrustBundle, TrustError};

@@ -1,0 +1,91 @@
+//! The rustls configurations of the mesh, and who is at the other end of a finished handshake.
+//!
+//! TLS 1.3 only, by AWS-LC, mutual; X25519MLKEM768 preferred, so that what is recorded today stays secret from a
+//! quantum computer later. No session resumption, tickets or early data: a resumed session would skip the checks of
+//! expiry and roots (RFC 8446 §4.6.1), and early data can be replayed (§8). No SNI: it would tell the wire who is called.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::{
+    ClientConfig, CommonState, ServerConfig,
+    client::Resumption,
+    crypto::{
+        CryptoProvider,
+        aws_lc_rs::{self, cipher_suite, kx_group},
+    },
+    server::NoServerSessionStorage,
+    sign::SingleCertAndKey,
+    version::TLS13,
+};
+
+use super::{
+    spiffe::{Expected, identity_of},
+    tls_error::TlsError,
+    trust::Trust,
+    verify::SpiffeVerifier,
+};
+use crate::mesh::Identity;
+
+/// Returns who the peer of a finished handshake is. A client's peer has been checked against the expected identity, a
+/// server's against the trust domain; whether it may do what it asks is policy's to say.
+///
+/// # Errors
+/// Where the handshake is not finished, or the peer's certificate has not exactly one SPIFFE ID: not after a handshake
+/// with a configuration of [`super::Svid`].
+pub fn peer_identity(connection: &CommonState) -> Result<Identity, TlsError> {
+    let leaf = connection.peer_certificates().and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+    Ok(identity_of(leaf)?)
+}
+
+/// Returns the cryptography of the mesh: explicit, so that it depends on no default of the process or of a library.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        Arc::new(CryptoProvider {
+            cipher_suites: vec![
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ],
+            kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
+            ..aws_lc_rs::default_provider()
+        })
+    });
+    Arc::clone(&PROVIDER)
+}
+
+/// Returns the configuration of a client that is `certificate` and expects `expected`.
+pub(super) fn client_config(
+    certificate: Arc<SingleCertAndKey>,
+    trust: Trust,
+    expected: Expected,
+) -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has suites and groups for TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(SpiffeVerifier::new(trust, expected)))
+        .with_client_cert_resolver(certificate);
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    config
+}
+
+/// Returns the configuration of a server that is `certificate` and accepts `expected`.
+pub(super) fn server_config(
+    certificate: Arc<SingleCertAndKey>,
+    trust: Trust,
+    expected: Expected,
+) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has suites and groups for TLS 1.3")
+        .with_client_cert_verifier(Arc::new(SpiffeVerifier::new(trust, expected)))
+        .with_cert_resolver(certificate);
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config
+}
+
+/// HTTP/2 over TLS (RFC 9113 §3.2).
+const ALPN_H2: &[u8] = b"h2";

@@ -1,0 +1,194 @@
+//! One line for each connection that ended, written by a thread of its own so that a slow disk or pipe never holds a
+//! connection up. The queue is bounded; what does not fit is dropped and counted.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    thread,
+};
+
+use prometheus_client::metrics::counter::Counter;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::mesh::{Reason, Workload};
+
+/// How the lines look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum AccessLogFormat {
+    /// `key=value` pairs.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// No access log.
+    Off,
+}
+
+/// The access log. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct AccessLog {
+    lines: Option<SyncSender<Entry>>,
+    dropped: Counter,
+}
+
+/// What one line says.
+#[derive(Debug, Serialize)]
+pub(super) struct Entry {
+    /// When the connection ended, RFC 3339, UTC.
+    pub(super) time: String,
+    /// `outbound` (the source's agent reports) or `inbound` (the destination's).
+    pub(super) direction: &'static str,
+    /// `ok`, or `error` with a reason.
+    pub(super) result: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+    /// `mutual_tls` or `none`.
+    pub(super) security: &'static str,
+    #[serde(rename = "src.addr")]
+    pub(super) source: SocketAddr,
+    #[serde(flatten, serialize_with = "source_peer")]
+    pub(super) source_peer: Peer,
+    /// What the application asked for.
+    #[serde(rename = "dst.addr", skip_serializing_if = "Option::is_none")]
+    pub(super) destination: Option<SocketAddr>,
+    /// The endpoint that was picked, where that is another address.
+    #[serde(rename = "dst.endpoint", skip_serializing_if = "Option::is_none")]
+    pub(super) endpoint: Option<SocketAddr>,
+    /// `namespace/name` of the service that was asked for.
+    #[serde(rename = "dst.service", skip_serializing_if = "Option::is_none")]
+    pub(super) service: Option<String>,
+    #[serde(flatten, serialize_with = "destination_peer")]
+    pub(super) destination_peer: Peer,
+    /// From source to destination.
+    pub(super) bytes_sent: u64,
+    /// From destination to source.
+    pub(super) bytes_received: u64,
+    pub(super) duration_ms: f64,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer {
+    /// The pod's name.
+    pub(super) workload: Option<String>,
+    /// Its namespace.
+    pub(super) namespace: Option<String>,
+    /// Its identity, as proved or as expected.
+    pub(super) identity: Option<String>,
+}
+
+impl Peer {
+    /// Describes a workload.
+    pub(super) fn of(workload: &Workload) -> Self {
+        Self {
+            workload: Some(workload.name.to_string()),
+            namespace: Some(workload.namespace.to_string()),
+            identity: Some(workload.identity.to_string()),
+        }
+    }
+
+    fn fields(&self) -> [(&'static str, Option<&String>); 3] {
+        [
+            ("workload", self.workload.as_ref()),
+            ("namespace", self.namespace.as_ref()),
+            ("identity", self.identity.as_ref()),
+        ]
+    }
+
+    fn serialize_as<S: serde::Serializer>(&self, end: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(
+            self.fields()
+                .into_iter()
+                .filter_map(|(name, value)| value.map(|value| (format!("{end}.{name}"), value))),
+        )
+    }
+}
+
+fn source_peer<S: serde::Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
+    peer.serialize_as("src", serializer)
+}
+
+fn destination_peer<S: serde::Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
+    peer.serialize_as("dst", serializer)
+}
+
+impl AccessLog {
+    /// Starts the writing thread. `dropped` counts the lines that the queue had no room for.
+    pub(super) fn start(format: AccessLogFormat, dropped: Counter) -> std::io::Result<Self> {
+        if format == AccessLogFormat::Off {
+            return Ok(Self { lines: None, dropped });
+        }
+        let (lines, queue) = sync_channel::<Entry>(QUEUE);
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            let mut out = std::io::BufWriter::new(std::io::stdout());
+            while let Ok(entry) = queue.recv() {
+                write(&mut out, format, &entry);
+                for entry in queue.try_iter() {
+                    write(&mut out, format, &entry);
+                }
+                // Nowhere is left to say that the standard output is gone.
+                let _ = out.flush();
+            }
+        })?;
+        Ok(Self { lines: Some(lines), dropped })
+    }
+
+    /// Whether anybody reads what [`Self::write`] takes.
+    pub(super) fn enabled(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Queues one line.
+    pub(super) fn write(&self, entry: Entry) {
+        let Some(lines) = &self.lines else { return };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(entry) {
+            self.dropped.inc();
+        }
+    }
+}
+
+/// Lines that may wait to be written, some 500 bytes each.
+const QUEUE: usize = 8192;
+
+/// Returns the current time as the log writes it.
+pub(super) fn now() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+fn write(out: &mut impl std::io::Write, format: AccessLogFormat, entry: &Entry) {
+    let _ = match format {
+        AccessLogFormat::Off => Ok(()),
+        AccessLogFormat::Json => {
+            serde_json::to_writer(&mut *out, entry).map_err(Into::into).and_then(|()| out.write_all(b"\n"))
+        }
+        AccessLogFormat::Text => writeln!(out, "{}", Text(entry)),
+    };
+}
+
+/// The text form: the fields of the JSON form, in its order, as `key=value`.
+struct Text<'a>(&'a Entry);
+
+impl std::fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let value = serde_json::to_value(self.0).map_err(|_| std::fmt::Error)?;
+        let mut separator = "";
+        for (key, value) in value.as_object().into_iter().flatten() {
+            match value {
+                serde_json::Value::String(text) if !text.contains([' ', '"', '=', '\n']) => {
+                    write!(f, "{separator}{key}={text}")?;
+                }
+                other => write!(f, "{separator}{key}={other}")?,
+            }
+            separator = " ";
+        }
+        Ok(())
+    }
+}
+
+/// Returns the address as the log shows it.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
+}

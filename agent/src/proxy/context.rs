@@ -1,0 +1,96 @@
+//! What every connection's task shares.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    access_log::{AccessLog, AccessLogFormat},
+    metrics::Metrics,
+};
+use crate::{hbone::Pool, identity::SvidStore, mesh::Snapshot, shutdown::Shutdown};
+
+/// How the proxy behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How access-log lines look.
+    pub access_log: AccessLogFormat,
+    /// How many connections the agent carries at once; each costs a descriptor.
+    pub max_connections: usize,
+    /// Whether addresses that nobody knows are waited for: there are configured pod ranges.
+    pub hold_unknown: bool,
+}
+
+/// What every connection's task shares.
+#[derive(Debug)]
+pub struct Context {
+    pub(super) mesh: watch::Receiver<Arc<Snapshot>>,
+    pub(super) svids: SvidStore,
+    pub(super) pool: Pool,
+    pub(super) metrics: Metrics,
+    pub(super) access_log: AccessLog,
+    pub(super) shutdown: Shutdown,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) hold_unknown: bool,
+}
+
+impl Context {
+    /// Puts the parts together and starts the access log's thread.
+    ///
+    /// # Errors
+    /// Where the thread cannot be started.
+    pub fn new(
+        config: &Config,
+        mesh: watch::Receiver<Arc<Snapshot>>,
+        (svids, pool): (SvidStore, Pool),
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> std::io::Result<Arc<Self>> {
+        let access_log = AccessLog::start(config.access_log, metrics.log_dropped.clone())?;
+        Ok(Arc::new(Self {
+            mesh,
+            svids,
+            pool,
+            metrics,
+            access_log,
+            shutdown,
+            slots: Arc::new(Semaphore::new(config.max_connections)),
+            hold_unknown: config.hold_unknown,
+        }))
+    }
+}
+
+impl Context {
+    /// Returns the token that is cancelled when the agent takes nothing new.
+    pub fn drain(&self) -> &CancellationToken {
+        self.shutdown.drain()
+    }
+
+    /// Returns when every connection has ended.
+    pub async fn finished(&self) {
+        self.shutdown.tasks().wait().await;
+    }
+
+    /// Ends the tunnels of a pod that left.
+    pub fn forget_source(&self, uid: &str) {
+        self.pool.drop_source(uid);
+    }
+
+    /// Ends the tunnels to addresses that another pod has now, or nobody.
+    pub fn forget_peers(&self, snapshot: &Snapshot) {
+        self.pool.retain_peers(|key| {
+            snapshot.workload(key.peer.ip()).is_some_and(|workload| workload.uid == key.peer_workload)
+        });
+    }
+}
+
+/// How long an application or a destination outside the mesh may take to answer a SYN. A pod answers or refuses within
+/// a round trip; what takes longer is gone, and its client is to hear of it.
+pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long to wait for a certificate before a connection fails.
+pub(super) const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an address inside the pod ranges that nobody knows is waited for.
+pub(super) const HOLD_LIMIT: Duration = Duration::from_secs(2);

@@ -1,0 +1,217 @@
+//! Tunnels to a pod of this node: TLS, then one CONNECT request for each connection, dialled to the application so
+//! that it sees the real client.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    client_ports::ClientPort,
+    context::{CERTIFICATE_LIMIT, Context, DIAL_LIMIT},
+    copy::{self, CopyError, Side, TunnelSink},
+    outcome::Outcome,
+    pod::{Ended, Shared, close_gently},
+};
+use crate::{
+    hbone::{self, Incoming, ServeError, ServerConnection, TunnelError},
+    identity::SvidError,
+    mesh::{Identity, OrigDst, Reason},
+};
+
+/// Serves one tunnel to its end.
+pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    let local = stream.local_addr();
+    let opened = tokio::select! {
+        biased;
+        ended = pod.ended(&context) => Err(ended.into()),
+        opened = open(&context, &pod, stream) => opened,
+    };
+    match opened {
+        Ok(tunnel) => drive(context, pod, tunnel, peer).await,
+        Err(error) => {
+            let mut outcome = Outcome::inbound(&context, peer, pod.workload());
+            if let Ok(local) = local {
+                outcome.asked_for(OrigDst::new(local));
+            }
+            outcome.failed(error.reason(), &error);
+        }
+    }
+}
+
+async fn open(context: &Context, pod: &Shared, stream: TcpStream) -> Result<ServerConnection, InboundError> {
+    let identity = pod.workload().identity.clone();
+    let svid = timeout(CERTIFICATE_LIMIT, context.svids.svid(&identity))
+        .await
+        .map_err(|_| InboundError::CertificateTimeout(identity, CERTIFICATE_LIMIT))??;
+    Ok(hbone::accept(stream, svid).await?)
+}
+
+/// Takes the tunnel's requests, each in a task of its own, until the peer or the agent ends it.
+async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnection, peer: SocketAddr) {
+    let identity = tunnel.peer_identity().clone();
+    let drain = pod.closing.clone();
+    let mut draining = false;
+    loop {
+        let incoming = tokio::select! {
+            incoming = tunnel.next() => incoming,
+            _ = pod.ended(&context) => return,
+            () = drain.cancelled(), if !draining => {
+                draining = true;
+                tunnel.graceful_shutdown();
+                continue;
+            }
+        };
+        match incoming {
+            Some(Ok(incoming)) => spawn(&context, &pod, incoming, peer, &identity),
+            // What the streams suffer from it, they report themselves.
+            Some(Err(error)) => {
+                tracing::debug!(%peer, %identity, %error, "a tunnel from a peer ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+fn spawn(
+    context: &Arc<Context>,
+    pod: &Arc<Shared>,
+    incoming: Incoming,
+    peer: SocketAddr,
+    identity: &Identity,
+) {
+    let Ok(slot) = context.slots.clone().try_acquire_owned() else {
+        tracing::warn!(%peer, "refused: the agent carries as many connections as it may (--max-connections)");
+        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return;
+    };
+    let (context, pod, identity) = (context.clone(), pod.clone(), identity.clone());
+    let tasks = context.shutdown.tasks().clone();
+    tasks.spawn(async move {
+        let _slot = slot;
+        let mut outcome = Outcome::inbound(&context, peer, pod.workload());
+        let carried = tokio::select! {
+            biased;
+            ended = pod.ended(&context) => Err(ended.into()),
+            carried = carry(&context, &pod, incoming, (peer, identity), &mut outcome) => carried,
+        };
+        if let Err(error) = carried {
+            outcome.failed(error.reason(), &error);
+        }
+    });
+}
+
+async fn carry(
+    context: &Context,
+    pod: &Shared,
+    mut incoming: Incoming,
+    (peer, identity): (SocketAddr, Identity),
+    outcome: &mut Outcome<'_>,
+) -> Result<(), InboundError> {
+    let client_ip = peer.ip().to_canonical();
+    outcome.came_from(identity.clone(), client(context, client_ip, &identity));
+    let Some(target) = target(context, pod, &incoming) else {
+        let authority = incoming.authority().to_owned();
+        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return Err(InboundError::NotHere(authority));
+    };
+    outcome.asked_for(OrigDst::new(target));
+    let hint = incoming.forwarded_for().filter(|address| address.ip().to_canonical() == client_ip);
+    let Some(client) = pod.client_ports.reserve(client_ip, hint.map(|address| address.port())) else {
+        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        return Err(InboundError::NoClientPort(peer));
+    };
+    outcome.client_shown(client.address());
+    let dialled = tokio::select! {
+        dialled = dial(pod, target, &client) => dialled,
+        error = incoming.cancelled() => return Err(error.into()),
+    };
+    let stream = match dialled {
+        Ok(stream) => stream,
+        Err(error) => {
+            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return Err(error);
+        }
+    };
+    let (sender, receiver) = incoming.accept()?.split();
+    outcome.opened(true);
+    // Bytes "up" go from the client to the application.
+    copy::copy(
+        (receiver, TunnelSink(Some(sender))),
+        copy::tcp(&stream, Side::Local),
+        &outcome.up,
+        &outcome.down,
+    )
+    .await?;
+    close_gently(&stream);
+    Ok(())
+}
+
+/// Returns the workload that a tunnel comes from, where its address and identity agree on one.
+fn client(
+    context: &Context,
+    address: std::net::IpAddr,
+    identity: &Identity,
+) -> Option<Arc<crate::mesh::Workload>> {
+    context.mesh.borrow().workload(address).filter(|workload| workload.identity == *identity).cloned()
+}
+
+/// Returns the pod's own address and port that the request names, by number or as one of its services.
+fn target(context: &Context, pod: &Shared, incoming: &Incoming) -> Option<SocketAddr> {
+    let workload = pod.workload();
+    match incoming.target() {
+        Some(target) => workload.addresses.contains(&target.ip().to_canonical()).then_some(target),
+        None => context.mesh.borrow().service_target(incoming.authority(), &workload),
+    }
+}
+
+async fn dial(pod: &Shared, target: SocketAddr, client: &ClientPort) -> Result<TcpStream, InboundError> {
+    timeout(DIAL_LIMIT, pod.capture.dialler().dial_app(target, client.address()))
+        .await
+        .map_err(|_| InboundError::DialTimeout(target, DIAL_LIMIT))?
+        .map_err(|error| InboundError::Dial(target, error))
+}
+
+/// Why an inbound connection, or a whole tunnel, failed.
+#[derive(Debug, thiserror::Error)]
+enum InboundError {
+    #[error("no certificate for {0} within {1:?}: see the log for what its authority says")]
+    CertificateTimeout(Identity, Duration),
+    #[error(transparent)]
+    Certificate(#[from] SvidError),
+    #[error("the peer's tunnel failed: {0}")]
+    Serve(#[from] ServeError),
+    #[error(
+        "{0} is neither an address nor a service of this pod: the peer's view of the mesh is out of date"
+    )]
+    NotHere(String),
+    #[error("the client {0} has every port in use toward this pod")]
+    NoClientPort(SocketAddr),
+    #[error("the application does not accept connections at {0}: {1}")]
+    Dial(SocketAddr, #[source] io::Error),
+    #[error("the application at {0} did not answer within {1:?}")]
+    DialTimeout(SocketAddr, Duration),
+    #[error("the tunnel's stream failed: {0}")]
+    Tunnel(#[from] TunnelError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    #[error(transparent)]
+    Ended(#[from] Ended),
+}
+
+impl InboundError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
+            Self::Serve(error) => error.reason(),
+            Self::NotHere(_) => Reason::UnknownDestination,
+            Self::NoClientPort(_) => Reason::Overload,
+            Self::Dial(..) => Reason::DialFailed,
+            Self::DialTimeout(..) => Reason::Timeout,
+            Self::Tunnel(error) => error.reason(),
+            Self::Copy(error) => error.reason(),
+            Self::Ended(ended) => ended.reason(),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Carries the connections of this node's pods: accepts what the kernel steers here, decides where it goes, and moves
+//! its bytes until both ends are done.
+//!
+//! ```text
+//! application ─► kernel ─► listener ─► outbound ─► hbone::Pool ═══ mTLS ═══► listener ─► inbound ─► application
+//!                                          └─────► plain TCP (a destination outside the mesh)
+//! ```
+//!
+//! One task owns one connection, and an `Outcome` in it accounts for that connection whatever way it ends. Which pods
+//! there are is `enroll`'s business; what the kernel does is `capture`'s.
+
+mod access_log;
+mod baggage;
+mod client_ports;
+mod context;
+mod copy;
+mod inbound;
+mod listener;
+mod metrics;
+mod outbound;
+mod outcome;
+mod pod;
+
+pub use access_log::AccessLogFormat;
+pub use context::{Config, Context};
+pub use metrics::Metrics;
+pub use pod::Pod;

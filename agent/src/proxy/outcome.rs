@@ -1,0 +1,167 @@
+//! What became of one connection: dropped at its end, it writes the one log line and closes the one metric.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use super::{
+    access_log::{self, Entry, Peer},
+    context::Context,
+    copy::Meter,
+    metrics::{Labels, Reporter, Series},
+};
+use crate::mesh::{Identity, OrigDst, Reason, Service, Workload};
+
+/// One connection's account, from accept to end.
+pub(super) struct Outcome<'a> {
+    context: &'a Context,
+    reporter: Reporter,
+    source: SocketAddr,
+    started: Instant,
+    source_workload: Option<Arc<Workload>>,
+    source_identity: Option<Identity>,
+    destination: Option<OrigDst>,
+    endpoint: Option<SocketAddr>,
+    destination_workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+    mutual_tls: bool,
+    series: Option<Series>,
+    failure: Option<(Reason, String)>,
+    /// From source to destination.
+    pub(super) up: Meter,
+    /// From destination to source.
+    pub(super) down: Meter,
+}
+
+impl<'a> Outcome<'a> {
+    /// Opens the account of a connection from a pod of this node.
+    pub(super) fn outbound(context: &'a Context, source: SocketAddr, workload: Arc<Workload>) -> Self {
+        let mut outcome = Self::new(context, Reporter::Source, source);
+        outcome.source_workload = Some(workload);
+        outcome
+    }
+
+    /// Opens the account of a connection to a pod of this node.
+    pub(super) fn inbound(context: &'a Context, source: SocketAddr, workload: Arc<Workload>) -> Self {
+        let mut outcome = Self::new(context, Reporter::Destination, source);
+        outcome.destination_workload = Some(workload);
+        outcome
+    }
+
+    fn new(context: &'a Context, reporter: Reporter, source: SocketAddr) -> Self {
+        context.metrics.active().inc();
+        Self {
+            context,
+            reporter,
+            source: access_log::canonical(source),
+            started: Instant::now(),
+            source_workload: None,
+            source_identity: None,
+            destination: None,
+            endpoint: None,
+            destination_workload: None,
+            service: None,
+            mutual_tls: false,
+            series: None,
+            failure: None,
+            up: Meter::default(),
+            down: Meter::default(),
+        }
+    }
+
+    /// Notes the address that was asked for.
+    pub(super) fn asked_for(&mut self, destination: OrigDst) {
+        self.destination = Some(destination);
+    }
+
+    /// Notes where an outbound connection goes.
+    pub(super) fn routed_to(
+        &mut self,
+        endpoint: SocketAddr,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+    ) {
+        self.endpoint = Some(endpoint);
+        self.destination_workload = workload;
+        self.service = service;
+    }
+
+    /// Notes who an inbound connection comes from.
+    pub(super) fn came_from(&mut self, identity: Identity, workload: Option<Arc<Workload>>) {
+        self.source_identity = Some(identity);
+        self.source_workload = workload;
+        self.mutual_tls = true;
+    }
+
+    /// Notes the client's address as the application sees it.
+    pub(super) fn client_shown(&mut self, client: SocketAddr) {
+        self.source = client;
+    }
+
+    /// Counts the connection as opened, once both of its ends are connected.
+    pub(super) fn opened(&mut self, mutual_tls: bool) {
+        self.mutual_tls = mutual_tls;
+        let series = self.context.metrics.open(Labels::new(
+            self.reporter,
+            self.source_workload.as_deref(),
+            self.destination_workload.as_deref(),
+            self.service.as_deref(),
+            mutual_tls,
+        ));
+        self.up.count_into(series.received.clone());
+        self.down.count_into(series.sent.clone());
+        self.series = Some(series);
+    }
+
+    /// Notes why the connection failed. The first reason stays.
+    pub(super) fn failed(&mut self, reason: Reason, error: &dyn std::fmt::Display) {
+        if self.failure.is_none() {
+            self.failure = Some((reason, error.to_string()));
+        }
+    }
+
+    fn entry(&mut self) -> Entry {
+        let mut source_peer = self.source_workload.as_deref().map(Peer::of).unwrap_or_default();
+        if let Some(identity) = &self.source_identity {
+            source_peer.identity = Some(identity.to_string());
+            source_peer.namespace.get_or_insert_with(|| identity.namespace().to_owned());
+        }
+        let (reason, error) = self.failure.take().unzip();
+        Entry {
+            time: access_log::now(),
+            direction: match self.reporter {
+                Reporter::Source => "outbound",
+                Reporter::Destination => "inbound",
+            },
+            result: if reason.is_some() { "error" } else { "ok" },
+            reason,
+            error,
+            security: if self.mutual_tls { "mutual_tls" } else { "none" },
+            source: self.source,
+            source_peer,
+            destination: self.destination.map(OrigDst::address),
+            endpoint: self
+                .endpoint
+                .filter(|endpoint| Some(*endpoint) != self.destination.map(OrigDst::address)),
+            service: self.service.as_deref().map(|service| format!("{}/{}", service.namespace, service.name)),
+            destination_peer: self.destination_workload.as_deref().map(Peer::of).unwrap_or_default(),
+            bytes_sent: self.up.bytes(),
+            bytes_received: self.down.bytes(),
+            duration_ms: (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+        }
+    }
+}
+
+impl Drop for Outcome<'_> {
+    fn drop(&mut self) {
+        self.context.metrics.active().dec();
+        if let Some((reason, _)) = &self.failure {
+            self.context.metrics.fail(self.reporter, *reason);
+        }
+        if let Some(series) = &self.series {
+            series.closed.inc();
+        }
+        if self.context.access_log.enabled() {
+            let entry = self.entry();
+            self.context.access_log.write(entry);
+        }
+    }
+}

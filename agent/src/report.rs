@@ -1,0 +1,198 @@
+//! Gathers what the components say of themselves into the admin pages: readiness, metrics, and the dump.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{
+    admin::{Admin, Check},
+    capture::Capture,
+    control::Problem,
+    enroll::Status,
+    hbone::Pool,
+    identity::{SvidStatus, SvidStore},
+    mesh::{Snapshot, TrustDomain},
+    shutdown::Shutdown,
+};
+
+/// Where the agent is in its life.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    node: String,
+    trust_domain: TrustDomain,
+    started: Arc<AtomicBool>,
+    shutdown: Shutdown,
+}
+
+impl State {
+    pub(crate) fn new(node: &str, trust_domain: &TrustDomain, shutdown: Shutdown) -> Self {
+        Self { node: node.to_owned(), trust_domain: trust_domain.clone(), started: Arc::default(), shutdown }
+    }
+
+    /// Notes that the pods of the first snapshot are enrolled.
+    pub(crate) fn started(&self) {
+        self.started.store(true, Relaxed);
+    }
+
+    fn check_started(&self) -> Result<String, String> {
+        match self.started.load(Relaxed) {
+            true => Ok(format!("node {}", self.node)),
+            false => Err("waiting for the first complete list of objects".to_owned()),
+        }
+    }
+
+    fn check_running(&self) -> Result<String, String> {
+        match self.shutdown.drain().is_cancelled() {
+            false => Ok("taking connections".to_owned()),
+            true => Err("draining".to_owned()),
+        }
+    }
+}
+
+/// The components that have something to say.
+pub(crate) struct Sources {
+    pub(crate) state: State,
+    pub(crate) mesh: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) problems: watch::Receiver<Arc<Vec<Problem>>>,
+    pub(crate) pods: Status,
+    pub(crate) capture: Arc<Capture>,
+    pub(crate) svids: SvidStore,
+    pub(crate) pool: Pool,
+}
+
+impl Sources {
+    pub(crate) fn into_admin(self, mut registry: Registry) -> Admin {
+        registry.register_collector(Box::new(Gauges {
+            mesh: self.mesh.clone(),
+            problems: self.problems.clone(),
+            pods: self.pods.clone(),
+            capture: self.capture.clone(),
+            pool: self.pool.clone(),
+        }));
+        let (started, running) = (self.state.clone(), self.state.clone());
+        let checks: Vec<(&'static str, Check)> = vec![
+            ("started", Box::new(move || started.check_started())),
+            ("running", Box::new(move || running.check_running())),
+        ];
+        let (pods, problems) = (self.pods.clone(), self.problems.clone());
+        let notes = Box::new(move || {
+            let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
+            let pods =
+                pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
+            pods.chain(problems.borrow().iter().map(ToString::to_string)).collect()
+        });
+        Admin { registry, checks, notes, dump: Box::new(move || self.dump()) }
+    }
+
+    /// Everything the agent knows, without key material.
+    fn dump(&self) -> Value {
+        let mesh = self.mesh.borrow().clone();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "node": self.state.node,
+            "trustDomain": self.state.trust_domain.as_str(),
+            "pods": self.pods.pods(),
+            "certificates": self.svids.snapshot().iter().map(certificate).collect::<Vec<_>>(),
+            "workloads": mesh.workloads().iter().map(|w| json!({
+                "namespace": &*w.namespace, "name": &*w.name, "uid": &*w.uid, "node": &*w.node,
+                "addresses": w.addresses, "identity": w.identity.to_string(),
+                "enrollment": format!("{:?}", w.enrollment), "receivesHbone": w.receives_hbone,
+            })).collect::<Vec<_>>(),
+            "services": mesh.services().iter().map(|s| json!({
+                "namespace": &*s.namespace, "name": &*s.name, "addresses": s.addresses,
+                "ports": s.ports.iter().map(|p| p.port).collect::<Vec<_>>(),
+                "endpoints": s.endpoints.iter().map(|e| json!({
+                    "address": e.address, "ready": e.ready, "node": e.node.as_deref(),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "destinations": mesh.destinations(&self.state.node).into_iter()
+                .map(|(address, what)| (address.to_string(), json!(format!("{what:?}").to_lowercase())))
+                .collect::<serde_json::Map<_, _>>(),
+            "problems": self.problems.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Metrics that are read when somebody asks.
+#[derive(Debug)]
+struct Gauges {
+    mesh: watch::Receiver<Arc<Snapshot>>,
+    problems: watch::Receiver<Arc<Vec<Problem>>>,
+    pods: Status,
+    capture: Arc<Capture>,
+    pool: Pool,
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mesh = self.mesh.borrow().clone();
+        let pods = self.pods.pods();
+        let enrolled = pods.iter().filter(|pod| pod.state == "enrolled").count();
+        let pool = self.pool.stats();
+        let mut gauges = vec![
+            ("culvert_workloads", "Workloads that the agent knows", mesh.workloads().len()),
+            ("culvert_services", "Services that the agent knows", mesh.services().len()),
+            ("culvert_pods_enrolled", "Pods of this node that are in the mesh", enrolled),
+            (
+                "culvert_pods_not_enrolled",
+                "Pods of this node that ought to be and are not, or leave",
+                pods.len() - enrolled,
+            ),
+            (
+                "culvert_manifest_problems",
+                "Objects and files that could not be read",
+                self.problems.borrow().len(),
+            ),
+            ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
+            ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
+        ];
+        let mut counters = Vec::new();
+        if let Ok(stats) = self.capture.stats() {
+            gauges.push((
+                "culvert_capture_handshakes",
+                "Handshakes of captured connections that are under way",
+                stats.handshakes,
+            ));
+            gauges.push((
+                "culvert_capture_destinations",
+                "Addresses in the kernel's map",
+                stats.destinations,
+            ));
+            counters.extend(stats.counters());
+        }
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+fn certificate(status: &SvidStatus) -> Value {
+    let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
+    json!({
+        "identity": status.identity.to_string(),
+        "serial": status.svid.as_ref().map(|svid| svid.serial().to_owned()),
+        "notBefore": status.svid.as_ref().map(|svid| time(svid.not_before())),
+        "notAfter": status.svid.as_ref().map(|svid| time(svid.not_after())),
+        "renewAt": status.renew_at.map(time),
+        "error": status.error.as_ref().map(ToString::to_string),
+    })
+}

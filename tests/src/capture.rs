@@ -1,0 +1,130 @@
+//! A capture of an interface by tcpdump, and what is looked for in it.
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::{Flow, NetNs, PATIENCE, Process, mesh::Shared, pcap};
+
+/// A capture that runs.
+#[must_use = "a capture is read by stopping it"]
+pub struct Capture {
+    tcpdump: Process,
+    file: PathBuf,
+}
+
+/// A capture that was stopped: every packet, whole.
+#[derive(Debug)]
+pub struct Captured {
+    bytes: Vec<u8>,
+    flows: Vec<Flow>,
+}
+
+impl Capture {
+    /// Starts tcpdump and waits until it listens, so that nothing sent afterwards is missed.
+    pub(crate) fn start(shared: &Arc<Shared>, netns: &NetNs, interface: &str) -> Result<Self> {
+        let file = shared.fresh_path("capture", "pcap");
+        let log = shared.fresh_path("tcpdump", "log");
+        let mut command = netns.command("tcpdump");
+        command.args([
+            "-i",
+            interface,
+            "-s",
+            "0",
+            "-B",
+            BUFFER_KIB,
+            "--immediate-mode",
+            "-U",
+            "-Z",
+            "root",
+            "-w",
+        ]);
+        let tcpdump = Process::start(command.arg(&file), &log, None).context("package tcpdump")?;
+        tcpdump.until(PATIENCE, || tcpdump.logs().contains("listening on"))?;
+        Ok(Self { tcpdump, file })
+    }
+
+    /// Ends the capture and reads it. A packet that was dropped is an error: nothing could be said of its absence.
+    pub fn stop(self) -> Result<Captured> {
+        // tcpdump reads what the kernel has queued only until the signal: let what is under way arrive.
+        self.settle();
+        self.tcpdump.signal(Signal::SIGINT);
+        self.tcpdump.wait(PATIENCE)?;
+        let log = self.tcpdump.logs();
+        let dropped = log.lines().find(|line| line.contains("dropped by kernel"));
+        ensure!(dropped.is_none_or(|line| line.starts_with("0 ")), "the capture is incomplete: {log}");
+        let bytes = fs::read(&self.file).context("reading the capture")?;
+        let flows = pcap::flows(&bytes)?;
+        Ok(Captured { bytes, flows })
+    }
+
+    /// Waits until the file has stopped growing for a moment.
+    fn settle(&self) {
+        let size = || fs::metadata(&self.file).map(|file| file.len()).unwrap_or_default();
+        let mut last = size();
+        loop {
+            std::thread::sleep(QUIET);
+            let now = size();
+            if now == last {
+                return;
+            }
+            last = now;
+        }
+    }
+}
+
+/// A mesh's traffic is never quiet for long while a transfer runs; PINGs come every 10 s.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// The kernel's buffer: enough for what two cores can send before tcpdump gets a turn.
+const BUFFER_KIB: &str = "65536";
+
+impl Captured {
+    /// Whether the bytes occur: in a packet, or across packets of one direction of a connection.
+    pub fn contains(&self, marker: impl AsRef<[u8]>) -> bool {
+        let marker = marker.as_ref();
+        find(&self.bytes, marker) || self.flows.iter().any(|flow| find(flow.payload(), marker))
+    }
+
+    /// The file's bytes, headers and all.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What crossed, by TCP connection and direction.
+    pub fn flows(&self) -> &[Flow] {
+        &self.flows
+    }
+
+    /// The flows from or to a port.
+    pub fn flows_of_port(&self, port: u16) -> impl Iterator<Item = &Flow> {
+        self.flows.iter().filter(move |flow| flow.source.port() == port || flow.destination.port() == port)
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> bool {
+    let Some((first, _)) = needle.split_first() else { return true };
+    let mut rest = haystack;
+    while let Some(at) = rest.iter().position(|byte| byte == first) {
+        if rest[at..].starts_with(needle) {
+            return true;
+        }
+        rest = &rest[at + 1..];
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_needle_is_found_at_either_end_and_after_a_false_start() {
+        for (haystack, needle, expected) in
+            [("aab", "ab", true), ("marker", "marker", true), ("xxmark", "marker", false), ("", "m", false)]
+        {
+            assert_eq!(find(haystack.as_bytes(), needle.as_bytes()), expected, "{needle} in {haystack}");
+        }
+    }
+}

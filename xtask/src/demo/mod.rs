@@ -1,0 +1,115 @@
+//! `cargo xtask demo`: the mesh at work on real programs, shown in one page.
+//!
+//! The user's part installs what is missing and builds; it then replaces itself, by `sudo` where it is not root, with
+//! the part that needs root: namespaces, agents with eBPF programs, a capture. That part writes to `/run` and to the
+//! temporary directory only, so that nothing in the checkout ever belongs to root.
+//!
+//! ```text
+//! setup ──► cargo build ──► (sudo) stage: nodes, pods, programs ──► traffic, cost ──► report
+//! ```
+
+mod cost;
+mod explore;
+mod report;
+mod stage;
+mod traffic;
+mod wire;
+
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::Mesh;
+
+use self::{report::Report, stage::Stage};
+use crate::{
+    command::{self, Root},
+    layout, setup,
+};
+
+/// What to show.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Leave everything running afterwards, and print commands to explore it with, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+
+    /// Everything is installed and built: only show it, as root
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+/// Shows the mesh at work. An error where something that is claimed about it does not hold.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.built {
+        return show(options.keep);
+    }
+    setup::run()?;
+    become_root(options, &build()?)
+}
+
+/// Builds the agent as it is deployed: the costs that are shown are those of optimized code.
+fn build() -> Result<PathBuf> {
+    command::run(command::cargo().args(["build", "--release", "--package", "culvert", "--bin", "culvert"]))?;
+    Ok(layout::target()?.join("release").join("culvert"))
+}
+
+/// Replaces this process with the part that needs root, so that Ctrl-C reaches that part alone.
+fn become_root(options: &Options, culvert: &Path) -> Result<()> {
+    let root = Root::acquire("making network namespaces in which agents load eBPF programs")?;
+    let this = std::env::current_exe().context("finding this program's own path")?;
+    // The namespaces' names begin so; demos and tests on one machine leave each other alone.
+    let mut variables = vec![("CULVERT_BIN", culvert.as_os_str().to_owned()), ("LAB_PREFIX", "demo".into())];
+    variables.extend(std::env::var_os("NO_COLOR").map(|value| ("NO_COLOR", value)));
+    let mut command = root.command(this, &variables);
+    command.args(["demo", "--built"]);
+    if options.keep {
+        command.arg("--keep");
+    }
+    Err(command.exec()).context("starting the part that needs root")
+}
+
+fn show(keep: bool) -> Result<()> {
+    let mut report = Report::new();
+    for name in Mesh::remove_leftovers()? {
+        report.note(&format!("removed what an earlier demo ({name}) had left behind"));
+    }
+    let start = Instant::now();
+    let stage = Stage::set()?;
+    report
+        .title("Culvert: a mesh of two nodes and six pods in network namespaces, with real programs in them");
+    stage.describe(&mut report);
+
+    let marker = marker();
+    let plain = wire::without_mesh(&stage, &marker)?;
+    let plain_cost = cost::measure(&stage)?;
+    let agents = stage.start_agents()?;
+    let seen = traffic::send(&stage, &agents, &marker)?;
+    let mesh_cost = cost::measure(&stage)?;
+
+    traffic::who_spoke_to_whom(&mut report, &seen);
+    wire::compare(&mut report, &plain, &seen);
+    traffic::what_servers_saw(&mut report, &stage, &seen);
+    cost::compare(&mut report, &plain_cost, &mesh_cost, &agents);
+    report.note(&format!("all of this took {:.1} s", start.elapsed().as_secs_f64()));
+
+    if keep {
+        explore::commands(&mut report, &stage, &agents);
+        lab::wait_for_interrupt()?;
+        report.note("removing namespaces, agents and pins");
+    } else {
+        explore::hint(&mut report);
+    }
+    let failed = report.failures();
+    ensure!(failed == 0, "{failed} of the checks above failed");
+    Ok(())
+}
+
+/// Bytes that occur nowhere else, in a form that survives HTTP and redis.
+fn marker() -> String {
+    let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    format!("marker-{}", random.trim())
+}

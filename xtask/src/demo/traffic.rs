@@ -1,0 +1,145 @@
+//! Real programs speak through the mesh, and the agents, the servers and the capture say what they saw.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lab::{AccessRecord, Agent, Captured, Pod, try_eventually};
+
+use super::{
+    report::{Report, bytes, row},
+    stage::Stage,
+};
+
+/// Requests to the service with two replicas: that one of them gets none has a chance of one in half a million.
+const REQUESTS: usize = 20;
+
+/// What was seen while the programs spoke.
+pub(super) struct Seen {
+    pub(super) captured: Captured,
+    pub(super) marker: String,
+    pub(super) outsider_marker: String,
+    pub(super) outsider: IpAddr,
+    records: Vec<AccessRecord>,
+    greetings: Vec<String>,
+}
+
+/// Lets the programs speak, under a capture.
+pub(super) fn send(stage: &Stage, agents: &[Agent; 2], marker: &str) -> Result<Seen> {
+    let Stage { client, worker, outsider, web_service, redis_service, .. } = stage;
+    let capture = stage.mesh.capture_wire()?;
+
+    let web = web_service.address(80);
+    let mut greetings = Vec::new();
+    for _ in 0..REQUESTS {
+        greetings.push(client.sh(&format!("curl -sSf -H 'X-Marker: {marker}' http://{web}/{marker}"))?);
+    }
+    set_and_get(client, redis_service.address_v6(6379).ip(), marker)?;
+    // IPv6 only, on both sides.
+    set_and_get(worker, stage.redis.ip(), marker)?;
+    worker.sh(&format!("curl -sSf -g http://{}/{marker}", web_service.address_v6(80)))?;
+
+    // A pod outside the mesh reaches the pods themselves, in plaintext; no policy here forbids it.
+    let outsider_marker = format!("outsider-{marker}").replace("marker-", "");
+    outsider.sh(&format!("curl -sSf http://{}/{outsider_marker}", stage.web_address(0)))?;
+
+    let captured = capture.stop()?;
+    let records = wait_for_records(agents)?;
+    Ok(Seen {
+        captured,
+        marker: marker.to_owned(),
+        outsider_marker,
+        outsider: outsider.ip(),
+        records,
+        greetings,
+    })
+}
+
+fn set_and_get(pod: &Pod, redis: IpAddr, value: &str) -> Result<()> {
+    let answer =
+        pod.sh(&format!("redis-cli -h {redis} SET greeting {value} && redis-cli -h {redis} GET greeting"))?;
+    ensure!(answer.contains(value), "redis answered {answer:?}");
+    Ok(())
+}
+
+/// Agents report a connection when it ends, a moment after curl has.
+fn wait_for_records(agents: &[Agent; 2]) -> Result<Vec<AccessRecord>> {
+    // Those of the client, and of the worker three: SET, GET and one request.
+    let expected = REQUESTS + 2 + 3;
+    let outbound =
+        |agent: &Agent| agent.access_log().iter().filter(|line| line.direction() == "outbound").count();
+    try_eventually(Duration::from_secs(10), || outbound(&agents[0]) >= expected).with_context(|| {
+        format!("the agent of node-a reports {} connections of {expected}", outbound(&agents[0]))
+    })?;
+    Ok(agents.iter().flat_map(Agent::access_log).collect())
+}
+
+/// One line for each pair, from the log of the agent that verified the client's certificate.
+pub(super) fn who_spoke_to_whom(report: &mut Report, seen: &Seen) {
+    report.heading("Who spoke to whom, as the destination's agent verified it (access log)");
+    let mut pairs = BTreeMap::<[String; 5], (usize, u64, u64)>::new();
+    for record in seen.records.iter().filter(|record| record.direction() == "inbound") {
+        let field = |name: &str| record.field(name).unwrap_or_else(|| "-".to_owned());
+        let source = record.field("src.workload").unwrap_or_else(|| field("src.addr"));
+        let key = [
+            source,
+            field("dst.workload"),
+            short(&field("src.identity")),
+            short(&field("dst.identity")),
+            field("security"),
+        ];
+        let (count, sent, received) = pairs.entry(key).or_default();
+        *count += 1;
+        *sent += record.bytes_sent();
+        *received += record.bytes_received();
+    }
+    let mut rows = vec![row([
+        "FROM",
+        "TO",
+        "CLIENT'S IDENTITY",
+        "SERVER'S IDENTITY",
+        "SECURITY",
+        "CONNECTIONS",
+        "SENT",
+        "RECEIVED",
+    ])];
+    for ([from, to, client, server, security], (count, sent, received)) in &pairs {
+        let count = count.to_string();
+        rows.push(row([from, to, client, server, security, &count, &bytes(*sent), &bytes(*received)]));
+    }
+    report.table(&rows);
+    let failed = seen.records.iter().filter(|record| !record.is_ok()).count();
+    report.check(failed == 0, "no connection failed");
+}
+
+/// Without what all identities here begin with.
+fn short(identity: &str) -> String {
+    identity.strip_prefix("spiffe://cluster.local/").unwrap_or(identity).to_owned()
+}
+
+/// The servers' view of their clients.
+pub(super) fn what_servers_saw(report: &mut Report, stage: &Stage, seen: &Seen) {
+    report.heading("What the servers saw");
+    let client = stage.client.ip();
+    for replica in 0..2 {
+        let log = stage.nginx_log(replica).unwrap_or_default();
+        let with_marker = log.lines().filter(|line| line.contains(&seen.marker));
+        let clients = with_marker.filter_map(|line| line.split(' ').next());
+        let mut counts = BTreeMap::<&str, usize>::new();
+        clients.for_each(|client| *counts.entry(client).or_default() += 1);
+        let name = stage.web[replica].name();
+        let shown = counts.iter().map(|(client, count)| format!("{client} ({count})"));
+        report.line(&format!(
+            "nginx in {name} logged as its clients: {}",
+            shown.collect::<Vec<_>>().join(", ")
+        ));
+        let own = [client.to_string(), stage.worker.ip().to_string(), stage.outsider.ip().to_string()];
+        report.check(
+            counts.contains_key(own[0].as_str())
+                && counts.keys().all(|seen| own.iter().any(|pod| pod == seen)),
+            "these are the pods' own addresses, not a proxy's",
+        );
+    }
+    let balanced =
+        stage.web.iter().all(|pod| seen.greetings.iter().any(|line| line.starts_with(&pod.name())));
+    report.check(balanced, "the service spread the requests over both replicas");
+}
