@@ -49,7 +49,10 @@ impl ConnectRequest {
 /// Reads the first `for` of a `forwarded` header (RFC 7239 §4), where it is an address with a port.
 pub(super) fn forwarded_for(header: &str) -> Option<SocketAddr> {
     let pairs = header.split(',').next()?.split(';');
-    let node = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| key.eq_ignore_ascii_case("for"))?.1;
+    let node = pairs
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(key, _)| key.eq_ignore_ascii_case("for"))?
+        .1;
     node.trim_matches('"').parse().ok()
 }
 
