@@ -149,6 +149,38 @@ async fn rapid_resets_make_no_more_work_than_the_bound() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_requests_given_up_at_once_cost_no_other_tunnel() {
+    let (near, far) = duplex(PIPE);
+    let (requests, connection) = client::handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    let mut http = Http::handshake(far, "10.0.0.7".parse().unwrap()).await.unwrap();
+    let link = Link::new();
+    let ask = |link: &std::sync::Arc<Link>| {
+        let (requests, lease) = (requests.clone(), link.lease());
+        tokio::spawn(async move { client::request(requests, lease, &request(LOCAL)).await })
+    };
+    let asking = ask(&link);
+    let (_sender, mut receiver) = http.next().await.unwrap().unwrap().accept().unwrap().split();
+    // The server does not look while these come and go.
+    let hasty: Vec<_> = (0..99).map(|_| ask(&link)).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    hasty.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let server = tokio::spawn(async move {
+        let mut given_up = 0;
+        while let Some(Ok(incoming)) = http.next().await {
+            given_up += usize::from(incoming.accept().is_err());
+        }
+        given_up
+    });
+    let (mut sender, near_receiver) = asking.await.unwrap().unwrap().split();
+    sender.send(Bytes::from_static(b"unharmed")).await.unwrap();
+    assert_eq!(receiver.recv().await.unwrap().unwrap(), "unharmed");
+    drop((sender, near_receiver, receiver, _sender, requests));
+    assert!(server.await.unwrap() > 20, "the requests were not given up before the server saw them");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_falls_silent_is_lost_after_a_ping() {
     let (mut near, far) = duplex(PIPE);
     near.write_all(PREFACE).await.unwrap();
@@ -159,6 +191,32 @@ async fn a_client_that_falls_silent_is_lost_after_a_ping() {
     assert_eq!(start.elapsed().as_secs(), (keepalive::INTERVAL + keepalive::ANSWER).as_secs());
     assert!(http.next().await.is_none());
     drop(near);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_reading_is_lost_however_much_waits_for_it() {
+    let (near, far) = duplex(PIPE);
+    let (requests, connection) =
+        h2::client::Builder::new().initial_window_size(1 << 20).handshake::<_, Bytes>(near).await.unwrap();
+    let mut connection = Box::pin(connection);
+    let mut http = Http::handshake(far, "10.0.0.7".parse().unwrap()).await.unwrap();
+    let mut ready = requests.ready().await.unwrap();
+    let request = Request::builder().method(Method::CONNECT).uri(LOCAL).version(Version::HTTP_2);
+    let (_response, _stream) = ready.send_request(request.body(()).unwrap(), false).unwrap();
+    let incoming = tokio::select! {
+        incoming = http.next() => incoming.unwrap().unwrap(),
+        _ = &mut connection => panic!("the connection ended"),
+    };
+    let (mut sender, _receiver) = incoming.accept().unwrap().split();
+    let sending = tokio::spawn(async move {
+        loop {
+            if let Err(error) = sender.send(Bytes::from_static(&[1; 10_000])).await {
+                return error;
+            }
+        }
+    });
+    assert!(matches!(http.next().await, Some(Err(ServeError::Silent(_)))));
+    assert_eq!(sending.await.unwrap(), TunnelError::Lost(Loss::Silent));
 }
 
 #[tokio::test(start_paused = true)]

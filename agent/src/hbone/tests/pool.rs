@@ -256,7 +256,7 @@ async fn a_renewed_certificate_moves_new_tunnels_and_leaves_old_ones() {
     assert_eq!(source.dials(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn goaway_moves_new_tunnels_and_leaves_old_ones() {
     let authority = Authority::new();
     let shut = Arc::new(Notify::new());
@@ -438,6 +438,33 @@ async fn draining_waits_for_tunnels_and_still_opens_some() {
 }
 
 #[tokio::test]
+async fn draining_waits_for_an_attempt_too() {
+    let authority = Authority::new();
+    let agent = server(&authority).await;
+    let source = Source::new(&authority, PoolConfig::default()).await;
+    let (pool, svid, key, peer) =
+        (source.pool.clone(), source.svid.clone(), source.key(agent.address), agent.address);
+    let (go, wait) = oneshot::channel::<()>();
+    let connecting = tokio::spawn(async move {
+        let dial = || async move {
+            let _ = wait.await;
+            TcpStream::connect(peer).await
+        };
+        pool.connect(key, svid, dial, request("127.0.0.1:80")).await
+    });
+    until("an attempt", || source.pool.stats().opening == 1).await;
+    let pool = source.pool.clone();
+    let drained = tokio::spawn(async move { pool.drain().await });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!drained.is_finished(), "a caller still waits for its connection");
+    go.send(()).unwrap();
+    converse(connecting.await.unwrap().unwrap(), "in time").await;
+    drained.await.unwrap();
+}
+
+#[tokio::test]
 async fn an_aborted_pool_ends_everything_and_opens_nothing() {
     let authority = Authority::new();
     let agent = server(&authority).await;
@@ -469,7 +496,7 @@ async fn beyond_its_bounds_the_pool_closes_what_is_unused_and_then_refuses() {
     drop(held);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_short_tunnels_leave_nothing() {
     let authority = Authority::new();
     let agent = server(&authority).await;

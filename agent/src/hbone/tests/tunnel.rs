@@ -151,9 +151,9 @@ async fn a_tunnel_whose_connection_is_lost_never_ends_cleanly() {
         sender.send(Bytes::from_static(b"half of it")).await.unwrap();
         assert_eq!(far_receiver.recv().await.unwrap().unwrap(), "half of it");
         if kill_client {
-            pair.client.abort()
+            pair.client.abort();
         } else {
-            pair.server.abort()
+            pair.server.abort();
         }
         let end = far_receiver.recv().await;
         assert!(matches!(end, Some(Err(TunnelError::Lost(_)))), "killed client {kill_client}: {end:?}");
@@ -162,7 +162,7 @@ async fn a_tunnel_whose_connection_is_lost_never_ends_cleanly() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn large_transfers_both_ways_at_once_arrive_unchanged() {
     const SIZE: usize = 64 << 20;
     let mut pair = Pair::new().await;
@@ -263,7 +263,8 @@ async fn a_send_that_is_given_up_keeps_no_room_from_others() {
     let ((mut first, _a), (mut second, _b), (mut third, _c)) = (open().await, open().await, open().await);
     first.send(Bytes::from(vec![0; WINDOW])).await.unwrap();
     let mut given_up = Box::pin(second.send(Bytes::from(vec![1; WINDOW])));
-    poll_fn(|cx| Poll::Ready(assert!(given_up.as_mut().poll(cx).is_pending()))).await;
+    let waits = poll_fn(|cx| Poll::Ready(given_up.as_mut().poll(cx).is_pending())).await;
+    assert!(waits, "the window of the connection is used up");
     // All of the first has arrived before it is read; then the room arrives, and nobody asks for it any more.
     sleep(Duration::from_secs(1)).await;
     read.send(()).await.unwrap();
