@@ -53,6 +53,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         .with_lifetime(args.certificate_lifetime);
     let trust_domain = ca.trust_domain().clone();
     let svids = SvidStore::new(Arc::new(ca));
+    svids.register(&mut registry);
     let pool = Pool::new(hbone::PoolConfig::default());
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.

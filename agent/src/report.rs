@@ -157,7 +157,7 @@ impl Collector for Gauges {
         ];
         let mut counters = Vec::new();
         if let Ok(stats) = self.capture.stats() {
-            gauges.push(("culvert_capture_pending", "Captured connections not accepted yet", stats.pending));
+            gauges.push(("culvert_capture_handshakes", "Handshakes of captured connections that are under way", stats.handshakes));
             gauges.push(("culvert_capture_destinations", "Addresses in the kernel's map", stats.destinations));
             counters.extend(stats.counters());
         }

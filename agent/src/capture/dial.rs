@@ -29,8 +29,8 @@ impl Dialler {
 
     /// Connects to a peer's agent from the pod's own address `source`.
     ///
-    /// The socket is never captured, sends without delay (TCP_NODELAY), and its close is a reset until
-    /// [`end_cleanly`](super::end_cleanly) says otherwise. A connection to the pod's own HBONE port reaches the agent's
+    /// The socket is never captured and sends without delay (TCP_NODELAY). Its close is an orderly one, which delivers
+    /// what the last tunnels still have to send; that a tunnel was cut shows in its missing END_STREAM. A connection to the pod's own HBONE port reaches the agent's
     /// listener of the pod, also where an application has that port.
     ///
     /// # Errors
@@ -39,18 +39,21 @@ impl Dialler {
         self.connect(Some(source), peer, &agent_mark()).await
     }
 
-    /// Connects to a destination outside the mesh; the kernel chooses the source. Otherwise as [`Self::dial_peer`].
+    /// Connects to a destination outside the mesh; the kernel chooses the source. The socket's close is a reset until
+    /// [`end_cleanly`](super::end_cleanly) says otherwise. Otherwise as [`Self::dial_peer`].
     ///
     /// # Errors
     /// As `connect`; where the namespace has gone.
     pub async fn dial_plain(&self, target: SocketAddr) -> io::Result<TcpStream> {
-        self.connect(None, target, &agent_mark()).await
+        let stream = self.connect(None, target, &agent_mark()).await?;
+        reset_on_close(&stream)?;
+        Ok(stream)
     }
 
     /// Connects to the application at the pod's own address, so that its `accept` and `getpeername` say `client`.
     ///
     /// The connection comes from a random address of 127.0.0.0/8, or from ::1. What listens on 127.0.0.1 only is not
-    /// reached. Otherwise as [`Self::dial_peer`].
+    /// reached. Otherwise as [`Self::dial_plain`].
     ///
     /// `client` must be of the target's family, and the caller sees to it that its port is of no other live connection
     /// of that client address to this pod: servers take (address, port) for a name. The real port of the client has
@@ -72,7 +75,9 @@ impl Dialler {
         };
         let mark =
             Mark { address: Address::from(client_ip), port: client.port().into(), kind: kind::DIAL, ..Mark::default() };
-        self.connect(Some(source), target, &mark).await
+        let stream = self.connect(Some(source), target, &mark).await?;
+        reset_on_close(&stream)?;
+        Ok(stream)
     }
 
     async fn connect(&self, source: Option<IpAddr>, to: SocketAddr, mark: &Mark) -> io::Result<TcpStream> {
@@ -81,7 +86,6 @@ impl Dialler {
         let socket =
             self.netns.run(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
         self.tables.mark(&socket, mark).map_err(io::Error::other)?;
-        reset_on_close(&socket)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(source) = source {
             sys::bind_address_no_port(&socket)?;

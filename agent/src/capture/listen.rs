@@ -7,9 +7,9 @@ use std::{
 
 use agent_ebpf::listener;
 use rand::Rng as _;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Error, NetNs, tables::Tables};
+use super::{Error, NetNs, reset_on_close, tables::Tables};
 
 /// Where listeners bind: above the default range of ephemeral ports, so that no connection of the pod has the port, and
 /// where few applications listen: one that binds 0.0.0.0 meets EADDRINUSE on a port where 127.0.0.1 listens.
@@ -32,7 +32,15 @@ impl Listeners {
         let v6 = addresses.iter().any(IpAddr::is_ipv6).then_some(IpAddr::V6(Ipv6Addr::LOCALHOST));
         let bind = |at: Option<IpAddr>| at.map(bind).transpose();
         // In the order of `agent_ebpf::listener`.
-        let bound = netns.run(|| io::Result::Ok([bind(v4)?, bind(v6)?, bind(v4)?, bind(v6)?]));
+        let bound = netns.run(|| {
+            let listeners = [bind(v4)?, bind(v6)?, bind(v4)?, bind(v6)?];
+            // Accepted sockets inherit both, from the moment on when they are in the queue.
+            for application in listeners[..2].iter().flatten() {
+                reset_on_close(application)?;
+                SockRef::from(application).set_tcp_nodelay(true)?;
+            }
+            io::Result::Ok(listeners)
+        });
         bound.and_then(|bound| bound).map(Self).map_err(Error::netns(netns))
     }
 

@@ -4,7 +4,10 @@ use std::{
     io,
     net::{IpAddr, TcpListener},
     os::fd::AsFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use agent_ebpf::{Address, MAX_ADDRESSES, Pod, kind, listener};
@@ -22,6 +25,8 @@ pub struct PodCapture {
     netns: NetNs,
     slot: u32,
     listeners: Listeners,
+    /// Its slot has been given back, and may be another's by now.
+    released: AtomicBool,
 }
 
 impl PodCapture {
@@ -29,7 +34,9 @@ impl PodCapture {
         let entry = describe(&netns, addresses)?;
         let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
         match start(&capture, &netns, slot, entry, addresses) {
-            Ok(listeners) => Ok(Self { capture, netns, slot, listeners }),
+            Ok(listeners) => {
+                Ok(Self { capture, netns, slot, listeners, released: AtomicBool::new(false) })
+            }
             Err(error) => {
                 // What an earlier agent left stays for the next attempt, and so does what this one made of it.
                 capture.slots.abandon(netns.cookie());
@@ -100,14 +107,27 @@ impl PodCapture {
         self.capture.tables.write_pod(self.slot, &Pod { captures: 0, ..now })
     }
 
+    /// Takes [`Self::stop_capture`] back: the pod is wanted again.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn resume_capture(&self) -> Result<(), Error> {
+        let now = self.capture.tables.read_pod(self.slot)?;
+        self.capture.tables.write_pod(self.slot, &Pod { captures: 1, ..now })
+    }
+
     /// The second step of un-enrolment: takes the pod's entries, programs and slot away. What is established lives on.
     ///
     /// # Errors
     /// Where the kernel refuses; [`Capture::forget_others`] then finishes what is left.
-    pub fn unenroll(self) -> Result<(), Error> {
+    pub fn unenroll(&self) -> Result<(), Error> {
+        if self.released.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
         let removed = remove(&self.capture, self.netns.cookie(), self.slot);
-        if removed.is_ok() {
-            self.capture.slots.release(self.netns.cookie());
+        match removed {
+            Ok(()) => self.capture.slots.release(self.netns.cookie()),
+            Err(_) => self.capture.slots.abandon(self.netns.cookie()),
         }
         removed
     }
@@ -133,8 +153,10 @@ impl PodCapture {
 
 impl Drop for PodCapture {
     fn drop(&mut self) {
-        // Nothing to do where it has been un-enrolled.
-        self.capture.slots.abandon(self.netns.cookie());
+        // Un-enrolled, its namespace may be enrolled anew while its last connections still hold this.
+        if !*self.released.get_mut() {
+            self.capture.slots.abandon(self.netns.cookie());
+        }
     }
 }
 

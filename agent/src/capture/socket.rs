@@ -6,8 +6,8 @@ use socket2::SockRef;
 
 /// Makes the close of a socket a reset (`SO_LINGER` 0), also the close that the kernel does when the process is killed.
 ///
-/// A killed process's sockets otherwise send a FIN, and the peer takes a cut transfer for a whole one. To be set on
-/// every accepted socket toward an application at once; [`Dialler`](super::Dialler) sets it on those that it makes.
+/// A killed process's sockets otherwise send a FIN, and the peer takes a cut transfer for a whole one. What the outbound
+/// listeners accept and what [`Dialler`](super::Dialler) connects to applications has it already.
 ///
 /// # Errors
 /// Where the descriptor is no socket.

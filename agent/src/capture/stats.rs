@@ -36,6 +36,45 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Returns what is counted, each with its name as a metric and what it means.
+    pub fn counters(&self) -> [(&'static str, &'static str, u64); 9] {
+        [
+            ("culvert_capture_connections", "Connections redirected to the agent", self.captured),
+            ("culvert_capture_hbone", "Packets that opened a connection to an HBONE listener", self.hbone),
+            (
+                "culvert_capture_substituted",
+                "Connections whose application sees the client's address",
+                self.substituted,
+            ),
+            (
+                "culvert_capture_refused_destination",
+                "Refused in the kernel: a service without a ready endpoint",
+                self.refused_destination,
+            ),
+            (
+                "culvert_capture_refused_overload",
+                "Refused in the kernel: too many handshakes of the pod under way, or no memory",
+                self.refused_overload,
+            ),
+            (
+                "culvert_capture_refused_unreachable",
+                "Refused in the kernel: no address of the destination's family, or a socket bound to loopback",
+                self.refused_unreachable,
+            ),
+            (
+                "culvert_capture_refused_unknown",
+                "Refused in the kernel: a redirection port without a captured connection",
+                self.refused_unknown,
+            ),
+            ("culvert_capture_refused_no_agent", "Refused in the kernel: no agent ran", self.refused_no_agent),
+            (
+                "culvert_capture_refused_direct",
+                "Refused in the kernel: straight to a listener of the agent",
+                self.refused_direct,
+            ),
+        ]
+    }
+
     pub(super) fn read(tables: &Tables, pods: Vec<u64>) -> Result<Self, Error> {
         Ok(Self {
             captured: tables.counter(counter::CAPTURED)?,

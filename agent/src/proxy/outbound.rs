@@ -44,7 +44,7 @@ async fn carry(
     outcome: &mut Outcome<'_>,
 ) -> Result<(), OutboundError> {
     let local = stream.local_addr().map_err(OutboundError::Socket)?;
-    let orig_dst = pod.capture.orig_dst(local, peer).map_err(|_| OutboundError::NotCaptured(local))?;
+    let orig_dst = pod.capture.orig_dst(stream).map_err(|_| OutboundError::NotCaptured(local))?;
     outcome.asked_for(orig_dst);
     let route = route(context, source, peer, orig_dst).await?;
     let near = copy::tcp(stream, Side::Local);

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{client_ports::ClientPorts, context::Context, inbound, listener, outbound};
 use crate::{
-    capture::PodCapture,
+    capture::{self, PodCapture},
     mesh::{Reason, Workload},
 };
 
@@ -132,5 +132,5 @@ fn listen(sockets: Vec<std::net::TcpListener>) -> io::Result<Vec<tokio::net::Tcp
 /// an agent that dies resets it.
 pub(super) fn close_gently(stream: &TcpStream) {
     // Fails only where the socket is dead already, and then there is nothing to deliver.
-    let _ = socket2::SockRef::from(stream).set_linger(None);
+    let _ = capture::end_cleanly(stream);
 }
