@@ -60,3 +60,36 @@ fn init(args: InitArgs) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        ca: CaArgs,
+    }
+
+    fn culvert_ca(args: &[&str]) -> anyhow::Result<()> {
+        run(Cli::try_parse_from([&["ca"], args].concat())?.ca)
+    }
+
+    #[test]
+    fn init_makes_an_authority_for_the_trust_domain_and_does_so_once() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("ca");
+        let init = ["init", dir.to_str().unwrap(), "--trust-domain", "example.org"];
+        culvert_ca(&init).unwrap();
+        assert_eq!(LocalCa::open(&dir).unwrap().trust_domain().as_str(), "example.org");
+        assert!(culvert_ca(&init).is_err());
+    }
+
+    #[test]
+    fn init_refuses_what_is_no_trust_domain_or_no_duration() {
+        assert!(culvert_ca(&["init", "/nowhere", "--trust-domain", "Example.org"]).is_err());
+        assert!(culvert_ca(&["init", "/nowhere", "--root-lifetime", "long"]).is_err());
+    }
+}

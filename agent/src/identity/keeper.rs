@@ -175,3 +175,47 @@ const CLOCK_CHECK: Duration = Duration::from_secs(30);
 const MIN_REST: Duration = Duration::from_secs(1);
 /// The part of the time to renewal that is left to chance.
 const JITTER: f64 = 0.1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::testing::{HOUR, TestRoot, WEB, identity, leaf};
+
+    /// An SVID that is valid from an hour ago until an hour from now.
+    fn svid() -> Svid {
+        let (root, key) = (TestRoot::new("test root"), KeyPair::generate().unwrap());
+        let chain = vec![root.sign(&leaf(WEB), &key)];
+        Svid::new(&identity(WEB), &key, crate::identity::Issued { chain }, root.trust()).unwrap()
+    }
+
+    #[test]
+    fn renewed_at_half_of_what_is_left_or_a_little_earlier() {
+        let svid = svid();
+        let issued = svid.not_after() - HOUR;
+        assert_eq!(renewal(&svid, issued, 0.0), issued + HOUR / 2);
+        assert_eq!(renewal(&svid, issued, 0.1), issued + HOUR / 2 - HOUR / 20);
+    }
+
+    #[test]
+    fn certificate_that_is_about_to_expire_does_not_spin() {
+        let svid = svid();
+        assert_eq!(renewal(&svid, svid.not_after(), 0.0), svid.not_after() + MIN_REST);
+    }
+
+    #[test]
+    fn due_by_the_wall_clock_also_where_it_was_set_back() {
+        let svid = svid();
+        let now = SystemTime::now();
+        assert_eq!(until_due(&svid, now + HOUR, now), Some(HOUR));
+        assert_eq!(until_due(&svid, now, now), None);
+        assert_eq!(until_due(&svid, now, now + HOUR), None);
+        assert_eq!(until_due(&svid, now + HOUR, svid.not_before() - HOUR), None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_bound() {
+        let pauses: Vec<_> =
+            [1, 2, 3, 8, 100, u32::MAX].map(|failures| back_off(failures, 1.0).as_millis()).into();
+        assert_eq!(pauses, [250, 500, 1000, 30_000, 30_000, 30_000]);
+    }
+}

@@ -14,8 +14,8 @@
 //!
 //! What is wiped from memory, and what is not: a workload's key as PKCS#8 is wiped as soon as rustls has it, and
 //! rustls' own copy when the last configuration that uses it goes (AWS-LC cleans what it frees); the intermediate's
-//! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM decoder makes on the way in, the
-//! session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
+//! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
+//! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
 pub mod ca;
 mod keeper;
@@ -27,6 +27,13 @@ mod tls;
 mod tls_error;
 mod trust;
 mod verify;
+
+#[cfg(test)]
+mod handshake_tests;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod testing;
 
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
 pub use observed::{Observed, TlsFailure};

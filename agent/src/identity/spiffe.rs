@@ -71,7 +71,7 @@ pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, Identit
     if usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()) {
         return Err(IdentityRefusal::Authority);
     }
-    single_uri(&certificate)?.parse().map_err(|error| IdentityRefusal::Malformed(shorten(error)))
+    single_uri(&certificate)?.parse().map_err(|error| IdentityRefusal::Malformed(shorten_id(error)))
 }
 
 /// Returns the one URI among a certificate's names.
@@ -127,19 +127,22 @@ impl Expected {
     }
 }
 
-/// Bounds what a peer can put into our log: a certificate may be 64 KiB.
-fn shorten(error: IdentityError) -> IdentityError {
-    let cut = |text: String| match text.char_indices().nth(MAX_LOGGED) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
-    };
+fn shorten_id(error: IdentityError) -> IdentityError {
     match error {
-        IdentityError::TrustDomain(text) => IdentityError::TrustDomain(cut(text)),
-        IdentityError::Namespace(text) => IdentityError::Namespace(cut(text)),
-        IdentityError::ServiceAccount(text) => IdentityError::ServiceAccount(cut(text)),
-        IdentityError::Form(text) => IdentityError::Form(cut(text)),
+        IdentityError::TrustDomain(text) => IdentityError::TrustDomain(shorten(text)),
+        IdentityError::Namespace(text) => IdentityError::Namespace(shorten(text)),
+        IdentityError::ServiceAccount(text) => IdentityError::ServiceAccount(shorten(text)),
+        IdentityError::Form(text) => IdentityError::Form(shorten(text)),
     }
 }
 
-/// Characters of a malformed SPIFFE ID that are shown.
+/// Bounds what a peer can put into our log: its certificates may have 64 KiB.
+pub(super) fn shorten(text: String) -> String {
+    match text.char_indices().nth(MAX_LOGGED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// Characters of a peer's text that are shown: a good deal more than a SPIFFE ID has in practice.
 const MAX_LOGGED: usize = 200;

@@ -8,7 +8,7 @@ use std::{
 use humantime::format_rfc3339_seconds as rfc3339;
 use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
 
-use super::spiffe::IdentityRefusal;
+use super::spiffe::{IdentityRefusal, shorten};
 use crate::mesh::Reason;
 
 /// Why TLS with a peer failed. Except for [`Self::Alert`], the fault was found on this side.
@@ -44,7 +44,7 @@ pub enum TlsError {
     #[error("{0}")]
     Identity(Box<IdentityRefusal>),
     /// The certificate is refused for another reason, such as its extended key usage.
-    #[error("the peer's certificate is refused: {0}")]
+    #[error("the peer's certificate is refused: {}", describe_certificate_error(.0))]
     Certificate(CertificateError),
     /// The peer refused: the fault was found on its side, and its log says more.
     #[error("{}", describe_alert(*.0))]
@@ -145,6 +145,14 @@ fn concerns_certificate(alert: AlertDescription) -> bool {
     )
 }
 
+/// rustls prints what it has no words for in Rust's debug form, and webpki's own errors twice wrapped.
+fn describe_certificate_error(error: &CertificateError) -> String {
+    shorten(match error {
+        CertificateError::Other(inner) => inner.0.to_string(),
+        other => other.to_string(),
+    })
+}
+
 fn describe_alert(alert: AlertDescription) -> String {
     let name = alert_name(alert);
     if concerns_certificate(alert) {
@@ -185,4 +193,54 @@ fn alert_name(alert: AlertDescription) -> String {
         other => return format!("alert {}", u8::from(other)),
     };
     name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(error: &io::Error, text: &str, reason: Reason) {
+        let error = TlsError::from_io(error);
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.reason(), reason);
+    }
+
+    #[test]
+    fn alerts_say_who_refused_what() {
+        let alert = |alert| io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert));
+        check(
+            &alert(AlertDescription::CertificateExpired),
+            "the peer refused our certificate: certificate_expired",
+            Reason::BadCertificate,
+        );
+        check(
+            &alert(AlertDescription::UnknownCA),
+            "the peer refused our certificate: unknown_ca",
+            Reason::BadCertificate,
+        );
+        check(
+            &alert(AlertDescription::HandshakeFailure),
+            "the peer ended TLS: handshake_failure",
+            Reason::Tls,
+        );
+        check(&alert(AlertDescription::Unknown(200)), "the peer ended TLS: alert 200", Reason::Tls);
+    }
+
+    #[test]
+    fn broken_connections_are_told_from_refusals() {
+        check(
+            &io::Error::new(io::ErrorKind::UnexpectedEof, "gone"),
+            "the connection broke in TLS: gone",
+            Reason::Tls,
+        );
+    }
+
+    #[test]
+    fn times_of_expiry_are_readable() {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        let not_after = UnixTime::since_unix_epoch(Duration::from_secs(1_700_000_000));
+        let error: rustls::Error = CertificateError::ExpiredContext { time, not_after }.into();
+        let text = TlsError::from(&error).to_string();
+        assert!(text.contains("expired at 2023-11-14T22:13:20Z"), "{text}");
+    }
 }

@@ -16,7 +16,10 @@ use rcgen::{
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::local::{BACKDATE, INTERMEDIATE, INTERMEDIATE_KEY, ROOT_KEY, ROOTS, WipedKey, random_serial};
+use super::{
+    files::{INTERMEDIATE, INTERMEDIATE_KEY, ROOT_KEY, ROOTS, WipedKey},
+    local::{BACKDATE, random_serial},
+};
 use crate::mesh::TrustDomain;
 
 /// How long the certificates of a new authority are valid.

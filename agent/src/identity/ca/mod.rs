@@ -14,8 +14,11 @@ use super::{
 };
 use crate::mesh::{Identity, TrustDomain};
 
+mod files;
 mod init;
 mod local;
+#[cfg(test)]
+mod tests;
 
 pub use init::{InitError, Lifetimes};
 pub use local::LocalCa;
@@ -36,7 +39,7 @@ pub type Signing<'a> = Pin<Box<dyn Future<Output = Result<Issued, CaError>> + Se
 
 /// A certificate signing request (PKCS #10, RFC 2986), signed with the key that it is for.
 #[derive(Clone, Debug)]
-pub struct Csr(rcgen::CertificateSigningRequest);
+pub struct Csr(CertificateSigningRequestDer<'static>);
 
 impl Csr {
     /// Makes the request of `identity` for the public half of `key`. Its one subjectAltName is the SPIFFE ID.
@@ -47,20 +50,12 @@ impl Csr {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
-        params.serialize_request(key).map(Self)
+        Ok(Self(params.serialize_request(key)?.into()))
     }
 
     /// Returns the request in DER.
     pub fn der(&self) -> &CertificateSigningRequestDer<'static> {
-        self.0.der()
-    }
-
-    /// Returns the request in PEM, as authorities behind a text protocol want it.
-    ///
-    /// # Errors
-    /// Where the library fails to encode it.
-    pub fn pem(&self) -> Result<String, rcgen::Error> {
-        self.0.pem()
+        &self.0
     }
 }
 
