@@ -9,15 +9,11 @@ use core::ptr::read_volatile;
 use aya_ebpf::{
     bindings::bpf_sock,
     btf_maps::lpm_trie::Key,
-    helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_skc_to_mptcp_sock,
-    },
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval, bpf_skc_to_mptcp_sock},
     programs::SockAddrContext,
 };
 
-use agent_ebpf::{
-    Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind,
-};
+use agent_ebpf::{Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind};
 
 use crate::context::{self, IPPROTO_MPTCP, IPPROTO_TCP};
 use crate::state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES};

@@ -116,8 +116,7 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         }
         _ => return state::end(&there),
     };
-    let known =
-        Socket { address, peer: there.local, port, peer_port: there.local_port.into(), kind, pad: 0 };
+    let known = Socket { address, peer: there.local, port, peer_port: there.local_port.into(), kind, pad: 0 };
     // Without memory the agent finds no destination and refuses; an application sees loopback.
     let _ = state::remember(sk, known);
     state::end(&there);
@@ -127,7 +126,11 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(socket) = state::socket(sk) else { return };
-    if socket.kind != kind::CAPTURED && socket.kind != kind::OWN && socket.kind != kind::DIAL && socket.kind != kind::AGENT {
+    if socket.kind != kind::CAPTURED
+        && socket.kind != kind::OWN
+        && socket.kind != kind::DIAL
+        && socket.kind != kind::AGENT
+    {
         return;
     }
     let tuple = tuple(ctx);

@@ -13,7 +13,10 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(unsafe_code, reason = "contexts, helpers and map values are raw pointers; the verifier checks their use")
+    expect(
+        unsafe_code,
+        reason = "contexts, helpers and map values are raw pointers; the verifier checks their use"
+    )
 )]
 
 #[cfg(target_arch = "bpf")]

@@ -5,9 +5,7 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::{
-    helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext,
-};
+use aya_ebpf::{helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext};
 
 use agent_ebpf::{Address, Tuple, kind};
 

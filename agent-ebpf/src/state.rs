@@ -26,7 +26,8 @@ static PODS: HashMap<u64, u32, { MAX_PODS as usize }> = HashMap::new();
 #[btf_map]
 static TABLE: Array<Pod, { MAX_PODS as usize }> = Array::new();
 #[btf_map]
-pub(crate) static DESTINATIONS: HashMap<Address, u32, { MAX_DESTINATIONS as usize }, ON_DEMAND> = HashMap::new();
+pub(crate) static DESTINATIONS: HashMap<Address, u32, { MAX_DESTINATIONS as usize }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map]
 pub(crate) static RANGES: LpmTrie<Address, u32, { MAX_RANGES as usize }> = LpmTrie::new();
 #[btf_map]
@@ -122,7 +123,8 @@ pub(crate) fn handshake(tuple: &Tuple) -> Option<Handshake> {
 #[inline(always)]
 pub(crate) fn begin(tuple: &Tuple, value: &Handshake) -> bool {
     // SAFETY: a map in a map lives until the program has run.
-    unsafe { HANDSHAKES.get(&tuple.netns) }.is_some_and(|pod| pod.insert(tuple, value, BPF_ANY.into()).is_ok())
+    unsafe { HANDSHAKES.get(&tuple.netns) }
+        .is_some_and(|pod| pod.insert(tuple, value, BPF_ANY.into()).is_ok())
 }
 
 /// Removes a handshake.

@@ -57,7 +57,8 @@ impl Admin {
 
     /// Serves everything, on a socket for root alone.
     pub async fn serve_private(self: Arc<Self>, listener: UnixListener) {
-        let app = self.clone().public().merge(Router::new().route("/config_dump", get(dump)).with_state(self));
+        let app =
+            self.clone().public().merge(Router::new().route("/config_dump", get(dump)).with_state(self));
         serve(app, listener).await;
     }
 

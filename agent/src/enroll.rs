@@ -244,7 +244,8 @@ impl Enroller {
         } else {
             tracing::debug!(pod = %workload, %error, attempts, "the pod still cannot be enrolled");
         }
-        self.failures.insert(uid, Failure { error: error.to_string(), attempts, retry: Instant::now() + delay });
+        self.failures
+            .insert(uid, Failure { error: error.to_string(), attempts, retry: Instant::now() + delay });
     }
 
     fn next_deadline(&self) -> Instant {

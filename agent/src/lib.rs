@@ -69,8 +69,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let socket_listener = admin::bind_private(&socket)
         .with_context(|| format!("binding the agent's socket {} (--socket)", socket.display()))?;
 
-    let manifests = Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
-        .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
+    let manifests =
+        Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
+            .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
     let mesh = manifests.snapshots();
     let metrics = proxy::Metrics::register(&mut registry);
     let config = proxy::Config {

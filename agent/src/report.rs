@@ -39,12 +39,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(node: &str, trust_domain: &TrustDomain, shutdown: Shutdown) -> Self {
-        Self {
-            node: node.to_owned(),
-            trust_domain: trust_domain.clone(),
-            started: Arc::default(),
-            shutdown,
-        }
+        Self { node: node.to_owned(), trust_domain: trust_domain.clone(), started: Arc::default(), shutdown }
     }
 
     /// Notes that the pods of the first snapshot are enrolled.
@@ -95,7 +90,8 @@ impl Sources {
         let (pods, problems) = (self.pods.clone(), self.problems.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
-            let pods = pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
+            let pods =
+                pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
             pods.chain(problems.borrow().iter().map(ToString::to_string)).collect()
         });
         Admin { registry, checks, notes, dump: Box::new(move || self.dump()) }
@@ -150,15 +146,31 @@ impl Collector for Gauges {
             ("culvert_workloads", "Workloads that the agent knows", mesh.workloads().len()),
             ("culvert_services", "Services that the agent knows", mesh.services().len()),
             ("culvert_pods_enrolled", "Pods of this node that are in the mesh", enrolled),
-            ("culvert_pods_not_enrolled", "Pods of this node that ought to be and are not, or leave", pods.len() - enrolled),
-            ("culvert_manifest_problems", "Objects and files that could not be read", self.problems.borrow().len()),
+            (
+                "culvert_pods_not_enrolled",
+                "Pods of this node that ought to be and are not, or leave",
+                pods.len() - enrolled,
+            ),
+            (
+                "culvert_manifest_problems",
+                "Objects and files that could not be read",
+                self.problems.borrow().len(),
+            ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
         ];
         let mut counters = Vec::new();
         if let Ok(stats) = self.capture.stats() {
-            gauges.push(("culvert_capture_handshakes", "Handshakes of captured connections that are under way", stats.handshakes));
-            gauges.push(("culvert_capture_destinations", "Addresses in the kernel's map", stats.destinations));
+            gauges.push((
+                "culvert_capture_handshakes",
+                "Handshakes of captured connections that are under way",
+                stats.handshakes,
+            ));
+            gauges.push((
+                "culvert_capture_destinations",
+                "Addresses in the kernel's map",
+                stats.destinations,
+            ));
             counters.extend(stats.counters());
         }
         for (name, help, value) in gauges {

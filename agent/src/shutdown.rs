@@ -50,7 +50,10 @@ impl Shutdown {
         self.abort.cancel();
         // Tasks end at their next wake-up; what does not within this is a bug, and must not hold the node's upgrade.
         if tokio::time::timeout(ABORT_LIMIT, self.tasks.wait()).await.is_err() {
-            tracing::error!(tasks = self.tasks.len(), "tasks did not end after the abort; exiting without them");
+            tracing::error!(
+                tasks = self.tasks.len(),
+                "tasks did not end after the abort; exiting without them"
+            );
         }
     }
 }

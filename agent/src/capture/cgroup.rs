@@ -31,7 +31,8 @@ pub(super) fn root() -> Result<File, Error> {
              (a container needs cgroup namespace \"host\" and the host's /sys/fs/cgroup)",
             path.display()
         ),
-        None => "no cgroup2 file system is mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup`".to_owned(),
+        None => "no cgroup2 file system is mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup`"
+            .to_owned(),
     }))
 }
 

@@ -30,8 +30,8 @@ impl Dialler {
     /// Connects to a peer's agent from the pod's own address `source`.
     ///
     /// The socket is never captured and sends without delay (TCP_NODELAY). Its close is an orderly one, which delivers
-    /// what the last tunnels still have to send; that a tunnel was cut shows in its missing END_STREAM. A connection to the pod's own HBONE port reaches the agent's
-    /// listener of the pod, also where an application has that port.
+    /// what the last tunnels still have to send; that a tunnel was cut shows in its missing END_STREAM. A connection to
+    /// the pod's own HBONE port reaches the agent's listener of the pod, also where an application has that port.
     ///
     /// # Errors
     /// As `connect`; where the namespace has gone, or `source` is not in it.
@@ -73,8 +73,12 @@ impl Dialler {
         } else {
             IpAddr::V6(Ipv6Addr::LOCALHOST)
         };
-        let mark =
-            Mark { address: Address::from(client_ip), port: client.port().into(), kind: kind::DIAL, ..Mark::default() };
+        let mark = Mark {
+            address: Address::from(client_ip),
+            port: client.port().into(),
+            kind: kind::DIAL,
+            ..Mark::default()
+        };
         let stream = self.connect(Some(source), target, &mark).await?;
         reset_on_close(&stream)?;
         Ok(stream)

@@ -34,7 +34,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The programs could not be read, or their maps not be made.
-    #[error("loading the eBPF programs failed (needs CAP_BPF, CAP_PERFMON and a kernel 5.15 or later with BTF): {0}")]
+    #[error(
+        "loading the eBPF programs failed (needs CAP_BPF, CAP_PERFMON and a kernel 5.15 or later with BTF): {0}"
+    )]
     Load(#[from] EbpfError),
     /// The kernel refuses a program.
     #[error("eBPF program {name} was refused (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON): {source}")]
@@ -53,7 +55,9 @@ pub enum Error {
         source: MapError,
     },
     /// A pod's network namespace cannot be entered, or its sockets not be made.
-    #[error("network namespace {netns}: {source}; the pod may have ended, or the agent lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE")]
+    #[error(
+        "network namespace {netns}: {source}; the pod may have ended, or the agent lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE"
+    )]
     Netns {
         /// Which namespace.
         netns: String,

@@ -68,7 +68,11 @@ impl Listeners {
 
     /// Returns descriptors of their own for two of the listeners.
     pub(super) fn duplicate(&self, which: [u32; 2]) -> io::Result<Vec<TcpListener>> {
-        which.iter().filter_map(|which| self.0[*which as usize].as_ref()).map(TcpListener::try_clone).collect()
+        which
+            .iter()
+            .filter_map(|which| self.0[*which as usize].as_ref())
+            .map(TcpListener::try_clone)
+            .collect()
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{errno::Errno, fcntl::{Flock, FlockArg}};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use super::Error;
 
@@ -27,7 +30,8 @@ impl Lock {
     /// Where another process holds it, or the file cannot be made.
     pub(super) fn acquire(node: &str) -> Result<Self, Error> {
         let directory = Path::new(DIRECTORY);
-        fs::create_dir_all(directory).map_err(Error::pin(directory, "cannot make the directory for lock files"))?;
+        fs::create_dir_all(directory)
+            .map_err(Error::pin(directory, "cannot make the directory for lock files"))?;
         let path = directory.join(format!("{node}.lock"));
         loop {
             let file = OpenOptions::new()
@@ -37,10 +41,11 @@ impl Lock {
                 .mode(0o600)
                 .open(&path)
                 .map_err(Error::pin(&path, "cannot open the lock file"))?;
-            let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                Errno::EAGAIN => Error::Busy { node: node.to_owned(), path: path.clone() },
-                errno => Error::pin(&path, "cannot lock")(errno.into()),
-            })?;
+            let file =
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                    Errno::EAGAIN => Error::Busy { node: node.to_owned(), path: path.clone() },
+                    errno => Error::pin(&path, "cannot lock")(errno.into()),
+                })?;
             // `remove` may have unlinked the file between the two calls: the lock would be on a file that nobody finds.
             let ours = file.metadata().map(|metadata| metadata.ino());
             if fs::metadata(&path).is_ok_and(|there| ours.is_ok_and(|ours| ours == there.ino())) {
@@ -53,5 +58,7 @@ impl Lock {
     pub(super) fn remove(self) {
         // Nothing depends on it: a file that stays is taken over by the next agent.
         let _ = fs::remove_file(&self.path);
+        // Another node's lock keeps the directory.
+        let _ = fs::remove_dir(DIRECTORY);
     }
 }

@@ -110,7 +110,10 @@ impl Capture {
     /// Where the namespace is the node's own, does not hold the addresses, is enrolled already, or there is no slot.
     pub fn enroll(self: &Arc<Self>, netns: NetNs, addresses: &[IpAddr]) -> Result<PodCapture, Error> {
         if netns.cookie() == self.host.cookie() {
-            return Err(Error::refused(&netns, "it is the node's own; pods with hostNetwork cannot be enrolled"));
+            return Err(Error::refused(
+                &netns,
+                "it is the node's own; pods with hostNetwork cannot be enrolled",
+            ));
         }
         PodCapture::enroll(Arc::clone(self), netns, addresses)
     }

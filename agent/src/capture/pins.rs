@@ -139,10 +139,17 @@ fn is_link(path: &Path) -> bool {
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), Error> {
-    let kind = statfs(path).map_err(|errno| Error::pin(path, "no such directory for the BPF file system")(errno.into()))?;
+    let kind = statfs(path)
+        .map_err(|errno| Error::pin(path, "no such directory for the BPF file system")(errno.into()))?;
     if kind.filesystem_type() == BPF_FS_MAGIC {
         return Ok(());
     }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)
-        .map_err(|errno| Error::pin(path, "cannot mount the BPF file system")(errno.into()))
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .map_err(|errno| Error::pin(path, "cannot mount the BPF file system")(errno.into()))
 }

@@ -34,9 +34,7 @@ impl PodCapture {
         let entry = describe(&netns, addresses)?;
         let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
         match start(&capture, &netns, slot, entry, addresses) {
-            Ok(listeners) => {
-                Ok(Self { capture, netns, slot, listeners, released: AtomicBool::new(false) })
-            }
+            Ok(listeners) => Ok(Self { capture, netns, slot, listeners, released: AtomicBool::new(false) }),
             Err(error) => {
                 // What an earlier agent left stays for the next attempt, and so does what this one made of it.
                 capture.slots.abandon(netns.cookie());
@@ -200,7 +198,8 @@ fn describe(netns: &NetNs, addresses: &[IpAddr]) -> Result<Pod, Error> {
     for (place, address) in pod.addresses.iter_mut().zip(addresses) {
         *place = Address::from(*address);
     }
-    let first = |v4: bool| pod.addresses.iter().find(|address| !address.is_zero() && address.is_v4() == v4).copied();
+    let first =
+        |v4: bool| pod.addresses.iter().find(|address| !address.is_zero() && address.is_v4() == v4).copied();
     pod.redirect4 = first(true).unwrap_or_default();
     pod.redirect6 = first(false).unwrap_or_default();
     Ok(pod)

@@ -1,6 +1,10 @@
 //! The eBPF programs: loading, attaching or replacing, pinning.
 
-use std::{fs::File, os::fd::{AsFd as _, BorrowedFd}, path::Path};
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -32,7 +36,8 @@ pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
     for name in NODE_PROGRAMS {
         let program = ebpf.program_mut(name).expect("build.rs has built this program");
         load_one(program).map_err(Error::program(name))?;
-        place(program, &pins.link(name), |program| attach_to_cgroup(program, cgroup)).map_err(Error::program(name))?;
+        place(program, &pins.link(name), |program| attach_to_cgroup(program, cgroup))
+            .map_err(Error::program(name))?;
     }
     Tables::new(&mut ebpf)
 }

@@ -90,7 +90,8 @@ mod tests {
     use super::*;
 
     fn slots(enrolled: &[(u64, u32)]) -> Slots {
-        let by_netns = enrolled.iter().map(|(netns, index)| (*netns, Slot { index: *index, ours: false })).collect();
+        let by_netns =
+            enrolled.iter().map(|(netns, index)| (*netns, Slot { index: *index, ours: false })).collect();
         Slots(Mutex::new(State { by_netns, next: 0 }))
     }
 

@@ -66,7 +66,11 @@ impl Stats {
                 "Refused in the kernel: a redirection port without a captured connection",
                 self.refused_unknown,
             ),
-            ("culvert_capture_refused_no_agent", "Refused in the kernel: no agent ran", self.refused_no_agent),
+            (
+                "culvert_capture_refused_no_agent",
+                "Refused in the kernel: no agent ran",
+                self.refused_no_agent,
+            ),
             (
                 "culvert_capture_refused_direct",
                 "Refused in the kernel: straight to a listener of the agent",

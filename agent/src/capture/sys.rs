@@ -60,7 +60,8 @@ fn bpf<T: Copy, const N: usize>(command: libc::c_int, attr: &mut [T; N]) -> io::
 
 /// Returns the cookie of the calling thread's network namespace.
 pub(super) fn netns_cookie() -> io::Result<u64> {
-    let socket = nix::sys::socket::socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket =
+        nix::sys::socket::socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     #[expect(clippy::cast_possible_truncation, reason = "8")]
     let mut length = size_of_val(&cookie) as libc::socklen_t;

@@ -9,14 +9,14 @@ use std::{
 };
 
 use agent_ebpf::{
-    Address, Handshake, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_PODS, MAX_RANGES, Name, Pod, Socket, Tuple, action,
-    listener, maps,
+    Address, Handshake, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_PODS, MAX_RANGES, Name, Pod, Socket, Tuple,
+    action, listener, maps,
 };
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap as BpfHashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap,
-        lpm_trie::Key,
+        Array, HashMap as BpfHashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage,
+        SockMap, lpm_trie::Key,
     },
 };
 use ipnet::IpNet;
@@ -101,7 +101,8 @@ impl Tables {
             ranges.insert(key, 1, 0).map_err(failed)?;
         }
         let have = ranges.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        let same = |a: &Key<Address>, b: &Key<Address>| a.prefix_len() == b.prefix_len() && a.data() == b.data();
+        let same =
+            |a: &Key<Address>, b: &Key<Address>| a.prefix_len() == b.prefix_len() && a.data() == b.data();
         for key in have.iter().filter(|key| !want.iter().any(|wanted| same(wanted, key))) {
             ranges.remove(key).map_err(failed)?;
         }
@@ -179,7 +180,9 @@ impl Tables {
         let cleared = lock(&self.listeners).clear_index(&(slot * listener::COUNT + which));
         // EINVAL is what an empty place gives (sock_map_delete_elem).
         match cleared {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok(())
+            }
             result => absent_is_fine(result).map_err(Error::map(maps::LISTENERS)),
         }
     }
@@ -234,7 +237,8 @@ impl Destinations {
     }
 
     fn remove_unwanted(&mut self, want: &HashMap<Address, u32>) -> Result<(), MapError> {
-        let old: Vec<Address> = self.have.keys().filter(|address| !want.contains_key(address)).copied().collect();
+        let old: Vec<Address> =
+            self.have.keys().filter(|address| !want.contains_key(address)).copied().collect();
         for address in old {
             absent_is_fine(self.map.remove(&address))?;
             self.have.remove(&address);

@@ -70,8 +70,9 @@ fn only_socket() -> anyhow::Result<PathBuf> {
 /// Asks the agent for a path and returns the answer's body. The agent closes the connection after it (HTTP/1.0 style),
 /// so that no HTTP client is needed here.
 fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
-    let mut stream = UnixStream::connect(socket)
-        .with_context(|| format!("no agent answers at {}: does it run, and are you root?", socket.display()))?;
+    let mut stream = UnixStream::connect(socket).with_context(|| {
+        format!("no agent answers at {}: does it run, and are you root?", socket.display())
+    })?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: culvert\r\n\r\n")?;
     let mut answer = String::new();

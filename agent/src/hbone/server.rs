@@ -197,6 +197,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
+            // h2 ends the connection for 20 otherwise: a client whose application gives up that many at once is no
+            // attacker, and its other tunnels are innocent.
+            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
             .max_concurrent_reset_streams(RECENT_RESETS)
             .max_local_error_reset_streams(Some(RECENT_RESETS))
             .handshake(io)

@@ -5,10 +5,7 @@ use std::{future::Future, io, sync::atomic::AtomicU64, sync::atomic::Ordering::R
 
 use bytes::{Bytes, BytesMut};
 use prometheus_client::metrics::counter::Counter;
-use tokio::{
-    io::Interest,
-    net::TcpStream,
-};
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     hbone::{TunnelError, TunnelReceiver, TunnelSender},
@@ -310,7 +307,10 @@ mod tests {
         let (mut client, server, task) = carried().await;
         let flood = vec![7; 1 << 20];
         // Until nobody takes any more: the copy then waits for room toward the server.
-        while tokio::time::timeout(std::time::Duration::from_millis(200), client.write_all(&flood)).await.is_ok() {}
+        while tokio::time::timeout(std::time::Duration::from_millis(200), client.write_all(&flood))
+            .await
+            .is_ok()
+        {}
         socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);

@@ -74,7 +74,13 @@ async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnec
     }
 }
 
-fn spawn(context: &Arc<Context>, pod: &Arc<Shared>, incoming: Incoming, peer: SocketAddr, identity: &Identity) {
+fn spawn(
+    context: &Arc<Context>,
+    pod: &Arc<Shared>,
+    incoming: Incoming,
+    peer: SocketAddr,
+    identity: &Identity,
+) {
     let Ok(slot) = context.slots.clone().try_acquire_owned() else {
         tracing::warn!(%peer, "refused: the agent carries as many connections as it may (--max-connections)");
         incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -143,7 +149,11 @@ async fn carry(
 }
 
 /// Returns the workload that a tunnel comes from, where its address and identity agree on one.
-fn client(context: &Context, address: std::net::IpAddr, identity: &Identity) -> Option<Arc<crate::mesh::Workload>> {
+fn client(
+    context: &Context,
+    address: std::net::IpAddr,
+    identity: &Identity,
+) -> Option<Arc<crate::mesh::Workload>> {
     context.mesh.borrow().workload(address).filter(|workload| workload.identity == *identity).cloned()
 }
 
@@ -172,7 +182,9 @@ enum InboundError {
     Certificate(#[from] SvidError),
     #[error("the peer's tunnel failed: {0}")]
     Serve(#[from] ServeError),
-    #[error("{0} is neither an address nor a service of this pod: the peer's view of the mesh is out of date")]
+    #[error(
+        "{0} is neither an address nor a service of this pod: the peer's view of the mesh is out of date"
+    )]
     NotHere(String),
     #[error("the client {0} has every port in use toward this pod")]
     NoClientPort(SocketAddr),

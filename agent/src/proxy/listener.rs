@@ -59,7 +59,8 @@ fn start<F>(
 /// Waits after a failed accept: retrying at once would spin while the process has no descriptors left.
 async fn back_off(error: &io::Error) {
     // These concern the one connection that was to be accepted (accept(2)), not the listener.
-    let harmless = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    let harmless =
+        [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if harmless.contains(&error.kind()) {
         return;
     }

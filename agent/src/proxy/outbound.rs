@@ -145,7 +145,9 @@ async fn dial(
 /// Why an outbound connection failed.
 #[derive(Debug, thiserror::Error)]
 enum OutboundError {
-    #[error("the connection to {0} did not come through connect(2) of this pod: applications must not dial the agent's own listener")]
+    #[error(
+        "the connection to {0} did not come through connect(2) of this pod: applications must not dial the agent's own listener"
+    )]
     NotCaptured(SocketAddr),
     #[error("the application's socket failed: {0}")]
     Socket(#[source] io::Error),

@@ -138,7 +138,9 @@ impl<'a> Outcome<'a> {
             source: self.source,
             source_peer,
             destination: self.destination.map(OrigDst::address),
-            endpoint: self.endpoint.filter(|endpoint| Some(*endpoint) != self.destination.map(OrigDst::address)),
+            endpoint: self
+                .endpoint
+                .filter(|endpoint| Some(*endpoint) != self.destination.map(OrigDst::address)),
             service: self.service.as_deref().map(|service| format!("{}/{}", service.namespace, service.name)),
             destination_peer: self.destination_workload.as_deref().map(Peer::of).unwrap_or_default(),
             bytes_sent: self.up.bytes(),

@@ -3,7 +3,12 @@
 //! Needs root and nothing else: no `ip` command, no agent. Runs in a VM's initramfs too, and there under emulation: no
 //! check depends on time.
 
+mod guard;
+mod inbound;
+mod lifetime;
 mod net;
 mod netlink;
 mod outbound;
+mod raw;
+mod untouched;
 mod world;

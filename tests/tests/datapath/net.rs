@@ -25,7 +25,8 @@ impl Net {
     /// Makes a namespace with its loopback up.
     pub(crate) fn new() -> Self {
         let file = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("this suite needs root: cannot make a network namespace");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("this suite needs root: cannot make a network namespace");
             netlink::up(1).expect("bringing lo up");
             File::open("/proc/thread-self/ns/net").expect("opening the new namespace")
         });

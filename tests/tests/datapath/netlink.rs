@@ -33,7 +33,8 @@ const NESTED: u16 = 0x8000;
 /// Makes a veth pair: one end here, the other in another namespace, both of one name.
 pub(crate) fn veth(name: &str, peer_netns: RawFd) -> io::Result<()> {
     let name = [name.as_bytes(), &[0]].concat();
-    let peer = [ifinfo(0, 0), attr(IFLA_IFNAME, &name), attr(IFLA_NET_NS_FD, &peer_netns.to_ne_bytes())].concat();
+    let peer =
+        [ifinfo(0, 0), attr(IFLA_IFNAME, &name), attr(IFLA_NET_NS_FD, &peer_netns.to_ne_bytes())].concat();
     let data = attr(IFLA_INFO_DATA | NESTED, &attr(VETH_INFO_PEER | NESTED, &peer));
     let info = [attr(IFLA_INFO_KIND, b"veth\0"), data].concat();
     let body = [ifinfo(0, 0), attr(IFLA_IFNAME, &name), attr(IFLA_LINKINFO | NESTED, &info)].concat();
@@ -99,7 +100,8 @@ fn request(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let socket: OwnedFd =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     // struct nlmsghdr { length, type: u16, flags: u16, sequence, port }
-    let mut message = Vec::from(u32::try_from(16 + body.len()).expect("requests here are short").to_ne_bytes());
+    let mut message =
+        Vec::from(u32::try_from(16 + body.len()).expect("requests here are short").to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend((NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
     message.extend([0; 8]);

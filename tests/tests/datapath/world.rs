@@ -58,7 +58,12 @@ impl World {
 
     /// Starts the agent.
     pub(crate) fn start(&mut self) {
-        let capture = Capture::load(&self.config()).expect("this suite needs root: loading the programs");
+        self.start_with(&self.config());
+    }
+
+    /// Starts the agent with another configuration than the usual.
+    pub(crate) fn start_with(&mut self, config: &Config) {
+        let capture = Capture::load(config).expect("this suite needs root: loading the programs");
         self.capture = Some(Arc::new(capture));
     }
 
@@ -175,7 +180,9 @@ fn accept_all(
                 // Nobody may be interested any more.
                 Err(error) => drop(tell.send(error)),
             },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                thread::sleep(Duration::from_millis(1));
+            }
             Err(error) => panic!("accept: {error}"),
         }
     }

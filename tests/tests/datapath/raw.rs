@@ -1,0 +1,191 @@
+//! Sockets that the standard library does not make.
+
+#![expect(unsafe_code, reason = "raw system calls")]
+
+use std::{
+    io,
+    mem::size_of_val,
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+    ptr,
+};
+
+use nix::{
+    libc,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind as nix_bind, connect as nix_connect, socket,
+    },
+};
+
+const IPPROTO_MPTCP: libc::c_int = 262;
+
+/// Makes a TCP socket that is neither bound nor connected.
+pub(crate) fn tcp(of: SocketAddr) -> OwnedFd {
+    let family = if of.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("making a socket")
+}
+
+/// Makes an MPTCP socket; none where the kernel has no MPTCP.
+pub(crate) fn mptcp(of: SocketAddr) -> Option<OwnedFd> {
+    let family = if of.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: takes numbers only.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, IPPROTO_MPTCP) };
+    // SAFETY: the kernel just gave us the descriptor.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn connect(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    Ok(nix_connect(socket.as_fd().as_raw_fd(), &SockaddrStorage::from(to))?)
+}
+
+pub(crate) fn bind(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    Ok(nix_bind(socket.as_fd().as_raw_fd(), &SockaddrStorage::from(to))?)
+}
+
+/// Dissolves a connection by `connect` to AF_UNSPEC, so that the socket can be used again.
+pub(crate) fn disconnect(socket: &impl AsFd) -> io::Result<()> {
+    let unspec = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // SAFETY: the kernel reads the structure.
+    let result = unsafe {
+        libc::connect(socket.as_fd().as_raw_fd(), &raw const unspec, size_of_val(&unspec) as libc::socklen_t)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Connects and sends in one call, TCP Fast Open's `sendto`.
+pub(crate) fn send_fast_open(socket: &impl AsFd, to: SocketAddr, data: &[u8]) -> io::Result<usize> {
+    use nix::sys::socket::{MsgFlags, sendto};
+    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    Ok(sendto(socket.as_fd().as_raw_fd(), data, &SockaddrStorage::from(to), flags)?)
+}
+
+/// Sets an option whose value is a number.
+pub(crate) fn set_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    set_bytes(socket, level, option, &value.to_ne_bytes())
+}
+
+/// Sets an option whose value is anything.
+pub(crate) fn set_bytes(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: &[u8],
+) -> io::Result<()> {
+    // SAFETY: the kernel reads `value`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends a SYN that no socket made, as a process with CAP_NET_RAW can.
+pub(crate) fn forge_syn(from: SocketAddr, to: SocketAddr) {
+    let raw = socket(
+        AddressFamily::Inet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        nix::sys::socket::SockProtocol::Raw,
+    )
+    .expect("making a raw socket");
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else {
+        panic!("IPv4 only");
+    };
+    let mut tcp = Vec::new();
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&source.octets()[..], &destination.octets(), &[0, 6, 0, 20], &tcp].concat();
+    tcp[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    // The kernel fills in the header's checksum and length.
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(tcp);
+    use nix::sys::socket::{MsgFlags, sendto};
+    sendto(raw.as_raw_fd(), &packet, &SockaddrStorage::from(to), MsgFlags::empty())
+        .expect("sending a forged SYN");
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// A descriptor as a stream.
+pub(crate) fn stream(socket: OwnedFd) -> TcpStream {
+    socket.into()
+}
+
+/// What a pinned object of bpf(2) is: the kind that the test says, and the kernel's id.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum BpfId {
+    Program(u32),
+    Map(u32),
+    Link(u32),
+}
+
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
+
+/// Returns the ids of what is pinned at a path: of a map, or of a link and its program.
+pub(crate) fn ids(path: &Path) -> Vec<BpfId> {
+    let link = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.contains('-'));
+    let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("a path");
+    let mut get = [c_path.as_ptr() as u64, 0];
+    let pinned =
+        bpf(BPF_OBJ_GET, &mut get).unwrap_or_else(|error| panic!("opening {}: {error}", path.display()));
+    // Both kinds of information begin: type, id; a link's goes on with its program's id.
+    let mut info = [0u32; 64];
+    // struct { __u32 bpf_fd; __u32 info_len; __aligned_u64 info; }
+    let mut ask =
+        [u64::from(pinned.as_raw_fd() as u32) | (size_of_val(&info) as u64) << 32, info.as_mut_ptr() as u64];
+    bpf_number(BPF_OBJ_GET_INFO_BY_FD, &mut ask).expect("asking for a pin's id");
+    if link { vec![BpfId::Link(info[1]), BpfId::Program(info[2])] } else { vec![BpfId::Map(info[1])] }
+}
+
+/// Returns whether the kernel still has an object.
+pub(crate) fn exists(id: BpfId) -> bool {
+    let (command, id) = match id {
+        BpfId::Program(id) => (BPF_PROG_GET_FD_BY_ID, id),
+        BpfId::Map(id) => (BPF_MAP_GET_FD_BY_ID, id),
+        BpfId::Link(id) => (BPF_LINK_GET_FD_BY_ID, id),
+    };
+    bpf(command, &mut [u64::from(id), 0]).is_ok()
+}
+
+fn bpf(command: libc::c_int, attr: &mut [u64; 2]) -> io::Result<OwnedFd> {
+    let fd = bpf_number(command, attr)?;
+    // SAFETY: the kernel just gave us the descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf_number(command: libc::c_int, attr: &mut [u64; 2]) -> io::Result<libc::c_int> {
+    // SAFETY: `attr` is the part of the kernel's union that the command reads.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of_val(attr)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
+}
+
+/// Sends one datagram and returns it as the other side got it.
+pub(crate) fn datagram(from: &UdpSocket, to: SocketAddr) {
+    from.connect(to).expect("connecting a UDP socket");
+    from.send(b"datagram").expect("sending a datagram");
+}
