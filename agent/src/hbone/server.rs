@@ -204,14 +204,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
             .max_local_error_reset_streams(Some(RECENT_RESETS))
             .handshake(io)
             .await?;
-        let pings = connection.ping_pong();
-        let silent = Box::pin(async move {
-            match pings {
-                Some(pings) => keepalive::lost(pings).await,
-                // h2 hands them out once, and this is the first time.
-                None => std::future::pending().await,
-            }
-        });
+        let silent = Box::pin(keepalive::lost(connection.ping_pong()));
         Ok(Self { local, link: Link::new(), open: Some(Open { connection, silent }) })
     }
 
