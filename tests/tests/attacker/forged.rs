@@ -79,8 +79,9 @@ fn forged_sources_are_neither_the_pod_itself_nor_another_pod() {
 
 /// Makes a node send what is for `address` to `holder` instead: what poisoning its table of neighbours does.
 fn poison(node: &Node, address: IpAddr, holder: &Pod) {
-    let mac = holder.sh("cat /sys/class/net/eth0/address").unwrap();
-    let args = ["neigh", "replace", &address.to_string(), "lladdr", mac.trim(), "dev", "cni0"];
+    let link = holder.sh("ip -o link show eth0").unwrap();
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+    let args = ["neigh", "replace", &address.to_string(), "lladdr", mac, "dev", "cni0"];
     assert!(node.command("ip").args(args).status().unwrap().success());
 }
 
