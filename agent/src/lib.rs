@@ -20,7 +20,7 @@ pub mod shutdown;
 
 mod report;
 
-use std::{future::Future, path::PathBuf, sync::Arc};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -81,7 +81,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let context =
         proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
-    let enroller = Enroller::new(args.node.clone(), capture.clone(), context, svids.clone());
+    let enroller = Enroller::new(args.node.clone(), capture.clone(), context.clone(), svids.clone());
 
     let state = report::State::new(&args.node, &trust_domain, shutdown.clone());
     let report = report::Sources {
@@ -102,7 +102,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let outcome = until_signal(enrolling, &shutdown).await;
     if outcome.is_ok() {
         shutdown.run(args.grace_period).await;
-        pool.drain().await;
+        if tokio::time::timeout(POOL_LIMIT, pool.drain()).await.is_err() {
+            pool.abort();
+        }
+        context.flush_log();
         tracing::info!("the agent has ended");
     }
     drop(std::fs::remove_file(&socket));
@@ -144,6 +147,9 @@ async fn until_signal(
 fn default_socket(node: &str) -> PathBuf {
     PathBuf::from(format!("/run/culvert/{node}.sock"))
 }
+
+/// How long tunnels without streams may take to close.
+const POOL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Descriptors that are no connections: maps, links, listeners, namespaces of some hundred pods.
 const RESERVED_FILES: usize = 4096;

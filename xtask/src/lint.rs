@@ -20,7 +20,7 @@ const CHECKS: &[Check] = &[
 
 /// Runs every check, also after one has failed, and names those that did.
 pub(crate) fn run() -> Result<()> {
-    setup::run()?;
+    setup::run(setup::Purpose::Test)?;
     let failed = failures();
     if !failed.is_empty() {
         bail!("lint: {} failed", failed.join(", "));

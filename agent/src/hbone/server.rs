@@ -276,7 +276,7 @@ impl<IO> Drop for Http<IO> {
 }
 
 /// Lets the client read the alert that says why it was refused. Closing at once, with what the client has sent unread,
-/// would be a reset, which overtakes the alert (RFC 1122 §4.2.2.13).
+/// would be a reset (RFC 1122 §4.2.2.13): the client's next write would fail before it reads the alert.
 async fn linger(mut stream: TcpStream) {
     let mut discarded = [0; 4096];
     if stream.shutdown().await.is_ok() {

@@ -72,6 +72,11 @@ impl Context {
         self.shutdown.tasks().wait().await;
     }
 
+    /// Waits until the access log's lines are written. Blocks; for the agent's end.
+    pub fn flush_log(&self) {
+        self.access_log.flush();
+    }
+
     /// Ends the tunnels of a pod that left.
     pub fn forget_source(&self, uid: &str) {
         self.pool.drop_source(uid);

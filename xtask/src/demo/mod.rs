@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.built {
         return show(options.keep);
     }
-    setup::run()?;
+    setup::run(setup::Purpose::Demo)?;
     become_root(options, &build()?)
 }
 

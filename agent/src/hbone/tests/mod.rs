@@ -234,6 +234,7 @@ impl Source {
             source: "10.0.0.1".parse().unwrap(),
             identity: self.svid.identity().clone(),
             peer,
+            peer_workload: "server-uid".into(),
             expect: identity("server"),
         }
     }

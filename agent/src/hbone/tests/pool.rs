@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Agent, Authority, Source, converse, echo, identity, request, until};
+use super::{Agent, Authority, Source, converse, echo, request, until};
 use crate::{
     hbone::{
         ConnectError, Loss, Pool, PoolConfig, PoolStats, STREAMS_PER_CONNECTION, ServerConnection, Stage,
@@ -412,11 +412,9 @@ async fn an_address_that_changes_hands_loses_its_old_tunnels() {
     let agent = server(&authority).await;
     let source = Source::new(&authority, PoolConfig::default()).await;
     let (_sender, mut receiver) = source.connect(agent.address).await.unwrap().split();
-    let address = agent.address.ip();
-    source.pool.drop_peer("127.0.0.2".parse().unwrap(), None);
-    source.pool.drop_peer(address, Some(&identity("server")));
+    source.pool.retain_peers(|key| key.peer == agent.address && &*key.peer_workload == "server-uid");
     assert_eq!(source.pool.stats().connections, 1);
-    source.pool.drop_peer("::ffff:127.0.0.1".parse().unwrap(), Some(&identity("successor")));
+    source.pool.retain_peers(|key| &*key.peer_workload == "successor-uid");
     assert_eq!(receiver.recv().await, Some(Err(TunnelError::Lost(Loss::PeerGone))));
     nothing_is_left(&source.pool).await;
 }

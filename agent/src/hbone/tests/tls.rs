@@ -70,8 +70,13 @@ async fn a_client_of_another_root_is_refused_and_learns_why() {
     };
     let tcp = TcpStream::connect(address).await.unwrap();
     let mut stream = tls.connect(address.ip().into(), tcp).await.expect("the server judges later");
-    // More than fits nowhere unread: without care its reset would overtake the alert.
-    let _ = stream.write_all(&[0; 1000]).await;
+    // Unread by the server when it refuses: closing then would be a reset, and the next write, not the alert, would say
+    // that something is wrong.
+    stream.write_all(&[0; 60_000]).await.unwrap();
+    stream.flush().await.unwrap();
+    stream.get_ref().0.readable().await.unwrap();
+    stream.write_all(&[0; 1000]).await.expect("no reset");
+    stream.flush().await.expect("no reset");
     let error = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.unwrap_err();
     assert!(error.to_string().contains("alert"), "{error}");
     let refused = server.await.unwrap().unwrap_err();
