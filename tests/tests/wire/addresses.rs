@@ -93,7 +93,7 @@ fn both_ends_see_pod_addresses_whatever_way_the_client_connects() {
     for (name, connect) in WAYS {
         println!("{name}");
         for target in targets {
-            check(&client, &server, target, &listener, connect);
+            check(client, server, target, &listener, connect);
         }
     }
     drop(listener);
@@ -102,7 +102,7 @@ fn both_ends_see_pod_addresses_whatever_way_the_client_connects() {
     for address in [IpAddr::from(Ipv4Addr::UNSPECIFIED), server.ipv4(), server.ipv6()] {
         let listener = server.netns().listen_at(SocketAddr::new(address, PORT)).unwrap();
         let target = if address.is_ipv4() { server.at_v4(PORT) } else { server.at_v6(PORT) };
-        check(&client, &server, target, &listener, TcpStream::connect::<SocketAddr>);
+        check(client, server, target, &listener, TcpStream::connect::<SocketAddr>);
     }
 
     // None of it went past the mesh.
@@ -155,7 +155,7 @@ fn a_closed_port_is_a_reset_after_connect_instead_of_a_refusal() {
         let error = stream.read(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
-    for (agent, reason) in [(&a, "peer_unavailable"), (&b, "dial_failed")] {
+    for (agent, reason) in [(a, "peer_unavailable"), (b, "dial_failed")] {
         let log = lab::eventually(lab::PATIENCE, || {
             let log = agent.access_log();
             (log.len() == 2).then_some(log)

@@ -89,7 +89,7 @@ fn our_server_refuses_clients_with_wrong_certificates() {
     let _echo = server.serve(PORT, tcp::echo).unwrap();
     let identity = "spiffe://cluster.local/ns/default/sa/peer";
     let right = mesh.certificate(&mesh.ca().unwrap(), identity).issue().unwrap();
-    let mut cases = wrong(&mesh, identity, "serverAuth");
+    let mut cases = wrong(mesh, identity, "serverAuth");
     cases.push(Case {
         name: "none",
         credentials: right.clone().anonymous(),
@@ -106,7 +106,7 @@ fn our_server_refuses_clients_with_wrong_certificates() {
         let lost = eventually(PATIENCE, || [peer.events("lost"), peer.events("refused")].concat().pop());
         assert!(lost["error"].as_str().unwrap().contains("ALERT"), "{name}: {lost}");
         assert_eq!(peer.events("response").len(), 0, "{name}");
-        expect(&record_of(&b, |record| record.is_from(pod.ipv4())), name, reason, says);
+        expect(&record_of(b, |record| record.is_from(pod.ipv4())), name, reason, says);
     }
     // The control: the same client with the right certificate.
     let pod = mesh.pod("peer").on("node-a").start().unwrap();

@@ -41,15 +41,14 @@ fn only_tls_crosses_between_enrolled_pods() {
 
     let targets = [server.at_v4(PORT), server.at_v6(PORT), service.address(80), service.address_v6(80)];
     let capture = mesh.capture_wire().unwrap();
-    exchange(&client, &targets);
+    exchange(client, &targets);
     let captured = capture.stop().unwrap();
     assert_eq!(is_seen(&captured), [false, false]);
     assert!(!captured.flows().is_empty());
     for flow in captured.flows() {
-        let port = flow.source.port().min(flow.destination.port());
-        let ends = [flow.source.port(), flow.destination.port()];
-        assert!(ends.contains(&15008), "{flow:?} is of port {port}");
-        let tls = flow.tls().unwrap_or_else(|| panic!("{} to {} is not TLS", flow.source, flow.destination));
+        let (source, destination) = (flow.source, flow.destination);
+        assert!([source.port(), destination.port()].contains(&15008), "{source} to {destination}");
+        let tls = flow.tls().unwrap_or_else(|| panic!("{source} to {destination} is not TLS"));
         assert!(tls.handshake >= 1 && tls.encrypted > 1, "{tls:?}");
     }
     // From the pod to the pod, by either family: not from node to node.
@@ -57,7 +56,7 @@ fn only_tls_crosses_between_enrolled_pods() {
         let mut flows = captured.flows().iter();
         assert!(flows.any(|flow| flow.source.ip() == from && flow.destination == SocketAddr::new(to, 15008)));
     }
-    for (agent, direction) in [(&a, "outbound"), (&b, "inbound")] {
+    for (agent, direction) in [(a, "outbound"), (b, "inbound")] {
         let log = lab::eventually(lab::PATIENCE, || {
             let log = agent.access_log();
             (log.len() == targets.len()).then_some(log)
