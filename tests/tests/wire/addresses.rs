@@ -188,11 +188,18 @@ fn captured_connections_leave_every_port_to_the_pods_own_servers() {
     for stream in &mut streams {
         lab::tcp::ping(stream, "hello").unwrap();
     }
-    let ports = lab::eventually(lab::PATIENCE, || {
-        let ports = client.run(privileged_local_ports);
-        (!ports.is_empty()).then_some(ports)
+    // And where the server ends first, it stays in TIME_WAIT for a minute.
+    let _who = server.serve(PORT + 1, lab::tcp::who).unwrap();
+    for _ in 0..20 {
+        lab::tcp::ask_who(client.connect(server.at_v4(PORT + 1)).unwrap()).unwrap();
+    }
+    let ports = [ESTABLISHED, TIME_WAIT].map(|state| {
+        lab::eventually(lab::PATIENCE, || {
+            let ports = client.run(|| privileged_local_ports(state));
+            (!ports.is_empty()).then_some(ports)
+        })
     });
-    for port in ports {
+    for port in ports.concat() {
         let listener = client.listen(port).unwrap_or_else(|error| panic!("{port}: {error}"));
         drop(listener);
     }
@@ -201,15 +208,19 @@ fn captured_connections_leave_every_port_to_the_pods_own_servers() {
     }
 }
 
+/// As /proc/net/tcp has them (include/net/tcp_states.h).
+const ESTABLISHED: &str = "01";
+const TIME_WAIT: &str = "06";
+
 /// The ports below 1024 that connections of the calling thread's namespace have at their own end.
-fn privileged_local_ports() -> Vec<u16> {
+fn privileged_local_ports(wanted: &str) -> Vec<u16> {
     let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let ports = table.lines().skip(1).filter_map(|line| {
-        // `sl local_address rem_address st …`, in hexadecimal; state 01 is ESTABLISHED.
+        // `sl local_address rem_address st …`, in hexadecimal.
         let mut fields = line.split_whitespace().skip(1);
         let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
         let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
-        (state == "01" && port < 1024).then_some(port)
+        (state == wanted && port < 1024).then_some(port)
     });
     ports.collect()
 }
