@@ -48,6 +48,8 @@ impl World {
         pod.join(&out, &[ip(POD4), ip(POD6)], &[ip(OUT4), ip(OUT6)]);
         pod.default_route(ip(OUT4));
         pod.default_route(ip(OUT6));
+        wait_for_path(&out, &[POD4, POD6]);
+        wait_for_path(&pod, &[OUT4, OUT6]);
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let node = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut world = Self { pod, out, node, capture: None };
@@ -223,6 +225,17 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "still not after a minute: {what}");
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until nobody's port says so: a new link may lose its first packets, and not every test sends them again.
+fn wait_for_path(from: &Net, to: &[&str]) {
+    for address in to {
+        let nobody = SocketAddr::new(ip(address), 9);
+        eventually("the link carries packets", || {
+            let refused = from.run(|| TcpStream::connect_timeout(&nobody, Duration::from_secs(5)));
+            refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        });
     }
 }
 
