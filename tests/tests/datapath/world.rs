@@ -9,7 +9,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
-        mpsc,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -120,7 +119,7 @@ impl Drop for World {
 /// Answers captured connections: first a line with the original destination, then an echo.
 pub(crate) struct Agent {
     pub(crate) pod: Arc<PodCapture>,
-    refused: mpsc::Receiver<culvert::capture::Error>,
+    refused: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -129,11 +128,11 @@ impl Agent {
     fn start(pod: PodCapture) -> Self {
         let pod = Arc::new(pod);
         let stop = Arc::new(AtomicBool::new(false));
-        let (tell, refused) = mpsc::channel();
+        let refused = Arc::new(AtomicBool::new(false));
         let listeners = pod.outbound_listeners().expect("outbound listeners");
         let threads = listeners.into_iter().map(|listener| {
-            let (pod, stop, tell) = (Arc::clone(&pod), Arc::clone(&stop), tell.clone());
-            thread::spawn(move || accept_all(&listener, &pod, &stop, &tell))
+            let (pod, stop, refused) = (Arc::clone(&pod), Arc::clone(&stop), Arc::clone(&refused));
+            thread::spawn(move || accept_all(&listener, &pod, &stop, &refused))
         });
         let threads = threads.collect();
         Self { pod, refused, stop, threads }
@@ -149,7 +148,7 @@ impl Agent {
 
     /// Returns whether a connection without an original destination was accepted so far.
     pub(crate) fn refused(&self) -> bool {
-        self.refused.try_recv().is_ok()
+        self.refused.load(Ordering::Relaxed)
     }
 
     fn join(&mut self) {
@@ -166,12 +165,7 @@ impl Drop for Agent {
     }
 }
 
-fn accept_all(
-    listener: &TcpListener,
-    pod: &PodCapture,
-    stop: &AtomicBool,
-    tell: &mpsc::Sender<culvert::capture::Error>,
-) {
+fn accept_all(listener: &TcpListener, pod: &PodCapture, stop: &AtomicBool, refused: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => match pod.orig_dst(&stream) {
@@ -179,8 +173,7 @@ fn accept_all(
                     stream.set_nonblocking(false).expect("a blocking socket");
                     thread::spawn(move || answer(stream, &to.to_string()));
                 }
-                // Nobody may be interested any more.
-                Err(error) => drop(tell.send(error)),
+                Err(_) => refused.store(true, Ordering::Relaxed),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 thread::sleep(Duration::from_millis(1));
