@@ -184,7 +184,7 @@ impl Enroller {
         }
         for (uid, gone) in ended {
             if let Some(member) = self.pods.remove(&uid) {
-                end(member, gone);
+                end(&member, gone);
                 self.context.forget_source(&uid);
             }
         }
@@ -287,7 +287,7 @@ impl PodStatus {
     }
 }
 
-fn end(member: Member, gone: bool) {
+fn end(member: &Member, gone: bool) {
     let workload = member.pod.workload();
     if gone {
         member.pod.abort();

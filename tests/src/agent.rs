@@ -290,16 +290,19 @@ pub(crate) fn ensure_ca(shared: &Shared) -> Result<PathBuf> {
     let _objects = shared.objects();
     let directory = shared.directory.join("ca");
     if !directory.exists() {
-        let mut init = Command::new(culvert()?);
-        init.args(["ca", "init"]).arg(&directory).args(["--trust-domain", TRUST_DOMAIN]);
-        let output = init.output().context("running `culvert ca init`")?;
-        ensure!(
-            output.status.success(),
-            "culvert ca init: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        make_ca(&directory, TRUST_DOMAIN)?;
     }
     Ok(directory)
+}
+
+/// Runs `culvert ca init`.
+pub(crate) fn make_ca(directory: &Path, trust_domain: &str) -> Result<()> {
+    let mut init = Command::new(culvert()?);
+    init.args(["ca", "init"]).arg(directory).args(["--trust-domain", trust_domain]);
+    let output = init.output().context("running `culvert ca init`")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "culvert ca init: {}: {}", output.status, complaint.trim());
+    Ok(())
 }
 
 /// Prints the end of every agent's log of a mesh: what a failing test needs first.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::{
     fcntl::OFlag,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction},
     unistd::pipe2,
 };
 
@@ -102,7 +102,16 @@ fn watch(read: OwnedFd) {
         CLOSING.store(true, Ordering::SeqCst);
         eprintln!("\ninterrupted: removing namespaces, agents and pins …");
         registry::remove_all();
-        // As a shell reports a process that a signal ended.
-        std::process::exit(128 + i32::from(signal[0]));
+        end_by(i32::from(signal[0]));
     }
+}
+
+/// Ends the process as the signal would have, so that a shell sees what happened.
+fn end_by(signal: i32) {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    let Ok(signal) = Signal::try_from(signal) else { return };
+    #[expect(unsafe_code, reason = "a signal's disposition is unsafe to change")]
+    // SAFETY: the default disposition runs no code of this process.
+    let _ = unsafe { sigaction(signal, &default) };
+    let _ = raise(signal);
 }

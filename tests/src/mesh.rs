@@ -93,6 +93,13 @@ impl Mesh {
         agent::ensure_ca(&self.shared)
     }
 
+    /// Makes one more certificate authority, for an agent that the others must not trust.
+    pub fn make_ca(&self, name: &str, trust_domain: &str) -> Result<PathBuf> {
+        let directory = self.shared.directory.join(name);
+        agent::make_ca(&directory, trust_domain)?;
+        Ok(directory)
+    }
+
     /// A node by its name.
     ///
     /// # Panics

@@ -304,8 +304,14 @@ impl Pod {
 
     /// Starts a program inside the pod that runs until it is dropped; its output goes to [`Process::logs`].
     pub fn spawn(&self, program: &str, args: &[&str]) -> Result<Process> {
-        let log = self.shared.fresh_path(&format!("{}-{}", self.name(), file_name(program)), "log");
-        Process::start(self.command(program).args(args), &log, None)
+        self.spawn_command(self.command(program).args(args))
+    }
+
+    /// As [`Self::spawn`], a command that [`Self::command`] began.
+    pub fn spawn_command(&self, command: &mut Command) -> Result<Process> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let log = self.shared.fresh_path(&format!("{}-{}", self.name(), file_name(&program)), "log");
+        Process::start(command, &log, None)
     }
 
     /// Runs a shell line inside the pod and returns its standard output; another status than 0 is an error.

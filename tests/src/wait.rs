@@ -9,8 +9,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// How long a test waits for what should take far less: generous, since machines are slow and nothing is measured.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for what should take far less: generous, since some machines are emulated and nothing is
+/// measured by it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often a condition is looked at. Small against everything that is waited for, large against a scheduler's tick.
 const INTERVAL: Duration = Duration::from_millis(5);

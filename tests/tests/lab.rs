@@ -1,10 +1,16 @@
 //! The harness itself, without any agent: what a suite finds amiss later is then the agent's.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     net::IpAddr,
-    process::{Command, Stdio},
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    process::{Child, Command, Stdio},
     time::Instant,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use lab::{Mesh, PATIENCE, Pod, eventually, tcp};
@@ -177,9 +183,32 @@ fn endpoints_follow_the_pods() {
     assert!(!slice(1).unwrap().contains(&one.ip().to_string()));
 }
 
-#[test]
-fn what_a_killed_process_left_is_removed_by_the_next() {
-    if std::env::var_os("LAB_TEST_VICTIM").is_some() {
+/// Runs the test of this name once more in a process of its own, which makes a mesh and waits for its end.
+struct Victim {
+    process: Child,
+    mesh: String,
+}
+
+impl Victim {
+    fn start(test: &str) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", test])
+            .env("LAB_TEST_VICTIM", "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mesh = lines
+            .find_map(|line| Some(line.ok()?.split_once("made ")?.1.trim_end_matches('.').to_owned()))
+            .expect("the victim makes a mesh");
+        Self { process, mesh }
+    }
+
+    /// In the victim: what it does.
+    fn be_one() {
+        if std::env::var_os("LAB_TEST_VICTIM").is_none() {
+            return;
+        }
         let mesh = Mesh::new().unwrap();
         let pod = mesh.pod("victim").start().unwrap();
         pod.sh("sleep 1000 >/dev/null 2>&1 &").unwrap();
@@ -189,31 +218,68 @@ fn what_a_killed_process_left_is_removed_by_the_next() {
             std::thread::park();
         }
     }
-    // A prefix of its own: the tests beside this one, and those of others on the machine, are none of its business.
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "what_a_killed_process_left_is_removed_by_the_next"])
-        .env("LAB_TEST_VICTIM", "1")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(victim.stdout.take().unwrap()));
-    let name = lines
-        .find_map(|line| Some(line.ok()?.split_once("made ")?.1.trim_end_matches('.').to_owned()))
-        .expect("the victim makes a mesh");
-    let namespaces = || {
-        let entries = std::fs::read_dir("/run/netns").unwrap().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}-"))).count()
-    };
-    assert_eq!(namespaces(), 3);
-    let _ = Mesh::remove_leftovers().unwrap();
-    assert_eq!(namespaces(), 3, "it lives");
 
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    // Another process may have been quicker.
+    fn namespaces(&self) -> usize {
+        let entries = std::fs::read_dir("/run/netns").unwrap().flatten();
+        let start = format!("{}-", self.mesh);
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&start)).count()
+    }
+}
+
+#[test]
+fn what_a_killed_process_left_is_removed_by_the_next() {
+    Victim::be_one();
+    let mut victim = Victim::start("what_a_killed_process_left_is_removed_by_the_next");
+    assert_eq!(victim.namespaces(), 3);
     let _ = Mesh::remove_leftovers().unwrap();
-    eventually(PATIENCE, || namespaces() == 0);
-    assert!(!std::env::temp_dir().join(&name).exists());
+    assert_eq!(victim.namespaces(), 3, "it lives");
+
+    victim.process.kill().unwrap();
+    victim.process.wait().unwrap();
+    // Another process may be quicker.
+    let _ = Mesh::remove_leftovers().unwrap();
+    eventually(PATIENCE, || victim.namespaces() == 0);
+    assert!(!std::env::temp_dir().join(&victim.mesh).exists());
+}
+
+#[test]
+fn a_signal_removes_everything_before_the_process_ends() {
+    Victim::be_one();
+    let mut victim = Victim::start("a_signal_removes_everything_before_the_process_ends");
+    assert_eq!(victim.namespaces(), 3);
+    let pid = Pid::from_raw(victim.process.id().try_into().unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(victim.process.wait().unwrap().signal(), Some(Signal::SIGINT as i32));
+    assert_eq!(victim.namespaces(), 0);
+    assert!(!std::env::temp_dir().join(&victim.mesh).exists());
+}
+
+#[test]
+fn an_agent_is_started_killed_restarted_and_its_logs_are_kept() {
+    let mesh = Mesh::new().unwrap();
+    let script = mesh.directory().join("agent");
+    let text =
+        "#!/bin/sh\necho started with \"$@\" >&2\necho '{\"direction\":\"inbound\"}'\nexec sleep 1000\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+
+    let agent = mesh.agent("node-b").binary(&script).ca_dir("/nowhere").arg("--more").start().unwrap();
+    let lines = || agent.access_log().len();
+    eventually(PATIENCE, || lines() == 1);
+    let node = mesh.node("node-b").unique_name();
+    assert!(
+        agent.logs().contains(&format!("started with agent --node {node} --manifests")),
+        "{}",
+        agent.logs()
+    );
+    assert!(agent.ready().is_err(), "it serves nothing");
+
+    agent.kill9();
+    assert!(!agent.is_running());
+    agent.restart().unwrap();
+    eventually(PATIENCE, || lines() == 2);
+    assert!(agent.is_running() && agent.logs().lines().count() == 2);
+    assert!(!agent.terminate().unwrap().success());
 }
 
 #[test]

@@ -14,7 +14,7 @@ pub(crate) struct Options {
 
 /// Builds the agent and says where it is.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    setup::run(setup::Purpose::Build)?;
     let mut cargo = command::cargo();
     cargo.args(["build", "--package", "culvert", "--bin", "culvert"]);
     if options.release {

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
-        Task::Setup => setup::run(),
+        Task::Setup => setup::run(setup::Purpose::Test),
         Task::Build(options) => build::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Tidy => tidy::run(),

@@ -20,7 +20,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent of a node.
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Make and keep the authority that signs the workloads' certificates.
     Ca(ca::CaArgs),
     /// Show what the agent of this node does.
@@ -36,7 +36,7 @@ impl Cli {
     /// Whatever the subcommand could not do, said for the person who typed it.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Agent(args) => agent::run(args),
+            Command::Agent(args) => agent::run(*args),
             Command::Ca(args) => ca::run(args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),

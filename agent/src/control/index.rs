@@ -238,15 +238,15 @@ mod tests {
         Record::new(&object, &settings()).unwrap()
     }
 
-    fn namespace(labels: Value) -> Record {
+    fn namespace(labels: &Value) -> Record {
         record(json!({"kind": "Namespace", "metadata": {"name": "shop", "labels": labels}}))
     }
 
     fn pod(name: &str, address: &str) -> Record {
-        pod_with(name, address, json!({}), json!({}))
+        pod_with(name, address, &json!({}), &json!({}))
     }
 
-    fn pod_with(name: &str, address: &str, spec: Value, status: Value) -> Record {
+    fn pod_with(name: &str, address: &str, spec: &Value, status: &Value) -> Record {
         let mut pod = json!({"kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"nodeName": "node-a"}, "status": {"podIP": address}});
         pod["spec"].as_object_mut().unwrap().extend(spec.as_object().cloned().unwrap());
@@ -266,7 +266,7 @@ mod tests {
     }
 
     fn enabled() -> Record {
-        namespace(json!({"culvert.dev/mesh": "enabled"}))
+        namespace(&json!({"culvert.dev/mesh": "enabled"}))
     }
 
     /// Who has an address: the pod's name, `conflict`, or `-`.
@@ -294,9 +294,9 @@ mod tests {
             let mut index = Index::new();
             assert!(index.apply(&pod("old", "10.0.0.1")));
             let status = json!({"phase": phase});
-            assert!(index.apply(&pod_with("old", "10.0.0.1", json!({}), status.clone())));
+            assert!(index.apply(&pod_with("old", "10.0.0.1", &json!({}), &status)));
             assert_eq!(holder(&mut index, "10.0.0.1"), "-");
-            assert!(!index.apply(&pod_with("old", "10.0.0.1", json!({}), status)), "{phase}");
+            assert!(!index.apply(&pod_with("old", "10.0.0.1", &json!({}), &status)), "{phase}");
             index.apply(&pod("new", "10.0.0.1"));
             assert_eq!(holder(&mut index, "10.0.0.1"), "new");
         }
@@ -307,8 +307,8 @@ mod tests {
         let mut index = Index::new();
         index.apply(&enabled());
         let host = json!({"hostNetwork": true});
-        index.apply(&pod_with("a", "192.0.2.1", host.clone(), json!({"podIPs": [{"ip": "192.0.2.1"}]})));
-        index.apply(&pod_with("b", "192.0.2.1", host, json!({})));
+        index.apply(&pod_with("a", "192.0.2.1", &host, &json!({"podIPs": [{"ip": "192.0.2.1"}]})));
+        index.apply(&pod_with("b", "192.0.2.1", &host, &json!({})));
         assert_eq!(holder(&mut index, "192.0.2.1"), "-");
         let snapshot = index.snapshot();
         for pod in snapshot.workloads() {
@@ -331,10 +331,10 @@ mod tests {
     #[test]
     fn address_that_moves_carries_nothing_of_the_old_pod() {
         let mut index = Index::new();
-        let old = pod_with("old", "10.0.0.1", json!({"serviceAccountName": "old"}), json!({}));
+        let old = pod_with("old", "10.0.0.1", &json!({"serviceAccountName": "old"}), &json!({}));
         index.apply(&old);
         index.delete(old.key());
-        index.apply(&pod_with("new", "10.0.0.1", json!({"serviceAccountName": "new"}), json!({})));
+        index.apply(&pod_with("new", "10.0.0.1", &json!({"serviceAccountName": "new"}), &json!({})));
         let snapshot = index.snapshot();
         let holder = snapshot.workload(ip("10.0.0.1")).unwrap();
         assert_eq!((&*holder.name, holder.identity.service_account()), ("new", "new"));
@@ -355,7 +355,7 @@ mod tests {
         assert!(index.apply(&enabled()));
         assert!(!index.apply(&enabled()));
         assert_eq!(enrollment(&mut index), Enrollment::Enrolled);
-        assert!(index.apply(&namespace(json!({"istio.io/dataplane-mode": "ambient"}))));
+        assert!(index.apply(&namespace(&json!({"istio.io/dataplane-mode": "ambient"}))));
         assert_eq!(enrollment(&mut index), Enrollment::Not(NotEnrolled::IstioAmbient));
         assert!(index.delete(enabled().key()));
         assert_eq!(enrollment(&mut index), no_label);

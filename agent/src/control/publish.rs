@@ -28,7 +28,7 @@ impl Publisher {
 
     pub(super) fn publish(&mut self, snapshot: Snapshot) {
         let conflicts: HashMap<_, _> =
-            snapshot.conflicts().into_iter().map(|conflict| (conflict.address, conflict.clone())).collect();
+            snapshot.conflicts().into_iter().map(|conflict| (conflict.address, conflict)).collect();
         for conflict in conflicts.values() {
             if !self.conflicts.get(&conflict.address).is_some_and(|known| is_same(known, conflict)) {
                 tracing::warn!(

@@ -9,7 +9,10 @@ use tokio::time::{sleep, timeout};
 /// that ended otherwise: whoever drives the connection learns of that from the connection itself.
 ///
 /// A peer that stops reading ends here too: the PING then never leaves.
-pub(super) async fn lost(mut pings: PingPong) {
+///
+/// `pings` is what a connection hands out, once; without it nothing is found out.
+pub(super) async fn lost(pings: Option<PingPong>) {
+    let Some(mut pings) = pings else { return pending().await };
     loop {
         sleep(INTERVAL).await;
         match timeout(ANSWER, pings.ping(Ping::opaque())).await {

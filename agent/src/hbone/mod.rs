@@ -25,6 +25,8 @@ mod link;
 mod pool;
 mod request;
 mod server;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 pub use error::{ConnectError, Loss, ServeError, Stage, TunnelError};

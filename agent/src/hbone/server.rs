@@ -197,18 +197,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
+            // h2 ends the connection for 20 otherwise: a client whose application gives up that many at once is no
+            // attacker, and its other tunnels are innocent.
+            .max_pending_accept_reset_streams(MAX_STREAMS as usize)
             .max_concurrent_reset_streams(RECENT_RESETS)
             .max_local_error_reset_streams(Some(RECENT_RESETS))
             .handshake(io)
             .await?;
-        let pings = connection.ping_pong();
-        let silent = Box::pin(async move {
-            match pings {
-                Some(pings) => keepalive::lost(pings).await,
-                // h2 hands them out once, and this is the first time.
-                None => std::future::pending().await,
-            }
-        });
+        let silent = Box::pin(keepalive::lost(connection.ping_pong()));
         Ok(Self { local, link: Link::new(), open: Some(Open { connection, silent }) })
     }
 
@@ -273,7 +269,7 @@ impl<IO> Drop for Http<IO> {
 }
 
 /// Lets the client read the alert that says why it was refused. Closing at once, with what the client has sent unread,
-/// would be a reset, which overtakes the alert (RFC 1122 §4.2.2.13).
+/// would be a reset (RFC 1122 §4.2.2.13): the client's next write would fail before it reads the alert.
 async fn linger(mut stream: TcpStream) {
     let mut discarded = [0; 4096];
     if stream.shutdown().await.is_ok() {

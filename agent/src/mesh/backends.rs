@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Destination, Distribution, Endpoint, PodName, Service, ServicePort, TargetPort, Workload,
-    snapshot::Holder,
+    snapshot::{Holder, Position},
 };
 
 /// A service with what its ports lead to.
@@ -33,37 +33,36 @@ pub(super) struct Backend {
     /// Where the application listens.
     pub(super) address: SocketAddr,
     /// The workload there, where one is known.
-    pub(super) workload: Option<Arc<Workload>>,
-    node: Arc<str>,
+    pub(super) workload: Option<Position>,
+    receives_hbone: bool,
+    /// Its node, where that matters to the service and is known.
+    node: Option<Arc<str>>,
 }
 
-/// The pods on their node's network, by namespace and name. They hold no address, so endpoints find them by name.
-pub(super) type HostNetwork<'a> = HashMap<(&'a str, &'a str), &'a Arc<Workload>>;
+/// The pods that endpoints stand for.
+pub(super) struct Pods<'a> {
+    workloads: &'a [Arc<Workload>],
+    holders: &'a HashMap<IpAddr, Holder>,
+    /// Those on their node's network, by namespace and name. They hold no address, so endpoints find them by name.
+    host_network: HashMap<(&'a str, &'a str), Position>,
+}
 
 impl Backends {
-    pub(super) fn host_network(workloads: &[Arc<Workload>]) -> HostNetwork<'_> {
-        let host_network = workloads.iter().filter(|workload| workload.is_host_network());
-        host_network.map(|workload| ((&*workload.namespace, &*workload.name), workload)).collect()
-    }
-
-    pub(super) fn resolve(
-        service: &Arc<Service>,
-        holders: &HashMap<IpAddr, Holder>,
-        host_network: &HostNetwork<'_>,
-    ) -> Self {
+    pub(super) fn resolve(service: &Arc<Service>, pods: &Pods<'_>) -> Self {
         let mut ports: Vec<_> = service.ports.iter().map(PortBackends::new).collect();
         for endpoint in &service.endpoints {
             if !(endpoint.ready || service.publish_not_ready) {
                 continue;
             }
-            let Some(workload) = occupant(endpoint, holders, host_network) else { continue };
-            let node = endpoint.node.clone().or_else(|| Some(Arc::clone(&workload?.node)));
-            let node = node.unwrap_or_default();
+            let Some(position) = pods.behind(endpoint) else { continue };
+            let workload = position.map(|position| pods.at(position));
+            let receives_hbone = workload.is_some_and(|workload| workload.receives_hbone);
+            let node = service.minds_nodes().then(|| node_of(endpoint, workload)).flatten();
             for (port, backends) in service.ports.iter().zip(&mut ports) {
                 let Some(number) = target_port(port, endpoint, workload) else { continue };
                 let address = SocketAddr::new(endpoint.address, number);
-                let (workload, node) = (workload.cloned(), Arc::clone(&node));
-                backends.family_mut(address.is_ipv6()).push(Backend { address, workload, node });
+                let backend = Backend { address, workload: position, receives_hbone, node: node.cloned() };
+                backends.family_mut(address.is_ipv6()).push(backend);
             }
         }
         ports.iter_mut().for_each(PortBackends::sort);
@@ -92,12 +91,47 @@ impl Backends {
         }
         let mut verdict = Destination::Refuse;
         for backend in self.ports.iter().flat_map(|port| port.reachable(v6, &self.service, node)) {
-            if backend.workload.as_ref().is_some_and(|workload| workload.receives_hbone) {
+            if backend.receives_hbone {
                 return Destination::Capture;
             }
             verdict = Destination::Pass;
         }
         verdict
+    }
+}
+
+impl Service {
+    fn minds_nodes(&self) -> bool {
+        self.local_only || self.distribution == Distribution::PreferSameNode
+    }
+}
+
+impl<'a> Pods<'a> {
+    pub(super) fn new(workloads: &'a [Arc<Workload>], holders: &'a HashMap<IpAddr, Holder>) -> Self {
+        let host_network = (0..).zip(workloads).filter(|(_, workload)| workload.is_host_network());
+        let host_network =
+            host_network.map(|(position, pod)| ((&*pod.namespace, &*pod.name), position)).collect();
+        Self { workloads, holders, host_network }
+    }
+
+    /// Returns the workload at an endpoint's address, `Some(None)` where the address is outside the mesh's knowledge,
+    /// and `None` where nothing may be sent there: the address is in dispute, or not that of the pod that the endpoint
+    /// names.
+    fn behind(&self, endpoint: &Endpoint) -> Option<Option<Position>> {
+        match (self.holders.get(&endpoint.address), &endpoint.pod) {
+            (Some(Holder::Conflict(..)), _) => None,
+            (Some(Holder::One(position)), Some(pod)) => {
+                is(self.at(*position), pod).then_some(Some(*position))
+            }
+            (Some(Holder::One(position)), None) => Some(Some(*position)),
+            // A pod that is not known, or not yet at this address: what is there now may be anybody.
+            (None, Some(pod)) => self.host_network.get(&(&*pod.namespace, &*pod.name)).copied().map(Some),
+            (None, None) => Some(None),
+        }
+    }
+
+    fn at(&self, position: Position) -> &'a Workload {
+        &self.workloads[position as usize]
     }
 }
 
@@ -139,26 +173,16 @@ impl PortBackends {
 
 /// The part of a list, which is in the order of nodes, that is on `node`. A node without a name has none.
 fn on_node<'a>(backends: &'a [Backend], node: &str) -> &'a [Backend] {
-    let start = backends.partition_point(|backend| &*backend.node < node);
-    let end = backends.partition_point(|backend| &*backend.node <= node);
-    if node.is_empty() { &[] } else { &backends[start..end] }
+    if node.is_empty() {
+        return &[];
+    }
+    let start = backends.partition_point(|backend| backend.node.as_deref() < Some(node));
+    let end = backends.partition_point(|backend| backend.node.as_deref() <= Some(node));
+    &backends[start..end]
 }
 
-/// Returns the workload at an endpoint's address, `Some(None)` where the address is outside the mesh's knowledge, and
-/// `None` where nothing may be sent there: the address is in dispute, or not that of the pod that the endpoint names.
-fn occupant<'a>(
-    endpoint: &Endpoint,
-    holders: &'a HashMap<IpAddr, Holder>,
-    host_network: &HostNetwork<'a>,
-) -> Option<Option<&'a Arc<Workload>>> {
-    match (holders.get(&endpoint.address), &endpoint.pod) {
-        (Some(Holder::Conflict(_)), _) => None,
-        (Some(Holder::One(workload)), Some(pod)) if !is(workload, pod) => None,
-        (Some(Holder::One(workload)), _) => Some(Some(workload)),
-        // A pod that is not known, or not yet at this address: what is there now may be anybody.
-        (None, Some(pod)) => host_network.get(&(&*pod.namespace, &*pod.name)).map(|pod| Some(*pod)),
-        (None, None) => Some(None),
-    }
+fn node_of<'a>(endpoint: &'a Endpoint, workload: Option<&'a Workload>) -> Option<&'a Arc<str>> {
+    endpoint.node.as_ref().or_else(|| workload.map(|workload| &workload.node))
 }
 
 fn is(workload: &Workload, pod: &PodName) -> bool {
@@ -166,7 +190,7 @@ fn is(workload: &Workload, pod: &PodName) -> bool {
 }
 
 /// Returns the number of a service's port at an endpoint; none where the endpoint does not serve it.
-fn target_port(port: &ServicePort, endpoint: &Endpoint, workload: Option<&Arc<Workload>>) -> Option<u16> {
+fn target_port(port: &ServicePort, endpoint: &Endpoint, workload: Option<&Workload>) -> Option<u16> {
     let said = endpoint.ports.iter().find(|said| said.name == port.name);
     match (said, &port.target) {
         (Some(said), _) if said.port.is_some() => said.port,

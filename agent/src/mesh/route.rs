@@ -12,7 +12,7 @@ use rand::seq::IndexedRandom as _;
 use super::{
     Affinity, Identity, Reason, Service, Snapshot, Workload,
     backends::Backend,
-    snapshot::{AddressConflict, Holder},
+    snapshot::{Holder, Position},
 };
 
 /// The address that an application asked `connect` for, canonical (IPv4-mapped IPv6 is IPv4).
@@ -126,8 +126,8 @@ impl Snapshot {
         let target = orig_dst.address();
         match self.holder(target.ip()) {
             // A pod's address goes before a service's: nobody's `externalIPs` may take a pod's traffic away.
-            Some(Holder::One(workload)) => Ok(to_address(target, Some(workload), None)),
-            Some(Holder::Conflict(conflict)) => Err(RouteError::conflict(target, conflict)),
+            Some(Holder::One(position)) => Ok(to_address(target, Some(self.at(position)), None)),
+            Some(Holder::Conflict(first, second)) => Err(self.conflict(target, first, second)),
             None => self.route_service(source, source_ip, target),
         }
     }
@@ -155,7 +155,8 @@ impl Snapshot {
         let Some(backend) = pick(candidates, service.affinity, source_ip) else {
             return Err(self.why_no_endpoint(service, target));
         };
-        Ok(to_address(backend.address, backend.workload.as_ref(), Some(service)))
+        let workload = backend.workload.map(|position| self.at(position));
+        Ok(to_address(backend.address, workload, Some(service)))
     }
 
     /// Tells a service all of whose endpoints have an address in dispute from one that has none.
@@ -163,22 +164,21 @@ impl Snapshot {
         let disputed = service.endpoints.iter().find_map(|endpoint| {
             let ready = endpoint.ready || service.publish_not_ready;
             match self.holder(endpoint.address) {
-                Some(Holder::Conflict(conflict)) if ready => Some((endpoint.address, conflict)),
+                Some(Holder::Conflict(first, second)) if ready => Some((endpoint.address, first, second)),
                 _ => None,
             }
         });
         match disputed {
-            Some((address, conflict)) => {
-                RouteError::conflict(SocketAddr::new(address, target.port()), conflict)
+            Some((address, first, second)) => {
+                self.conflict(SocketAddr::new(address, target.port()), first, second)
             }
             None => RouteError::NoEndpoint { service: service.to_string(), port: target.port() },
         }
     }
-}
 
-impl RouteError {
-    fn conflict(address: SocketAddr, conflict: &AddressConflict) -> Self {
-        Self::Conflict { address, first: conflict.first.to_string(), second: conflict.second.to_string() }
+    fn conflict(&self, address: SocketAddr, first: Position, second: Position) -> RouteError {
+        let (first, second) = (self.at(first).to_string(), self.at(second).to_string());
+        RouteError::Conflict { address, first, second }
     }
 }
 

@@ -1,12 +1,11 @@
 //! An immutable view of the whole mesh, with the indexes that routing and enrolment need.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::{Service, Workload, backends::Backends};
+use super::{
+    Service, Workload,
+    backends::{Backends, Pods},
+};
 
 /// All workloads and services at one moment. Built by `control`, shared behind an `Arc`, never changed.
 #[derive(Debug, Default)]
@@ -16,8 +15,12 @@ pub struct Snapshot {
     holders: HashMap<IpAddr, Holder>,
     owners: HashMap<IpAddr, Vec<Owner>>,
     named: HashMap<String, Arc<Backends>>,
-    by_node: HashMap<Arc<str>, Vec<Arc<Workload>>>,
+    by_node: HashMap<Arc<str>, Vec<Position>>,
 }
+
+/// A workload's place in the snapshot. Indexes hold places instead of `Arc`s: counting references up and down is most
+/// of what building and dropping a snapshot of 100,000 pods would cost.
+pub(super) type Position = u32;
 
 /// What the kernel does with a connection of an enrolled pod to an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,10 +45,10 @@ pub struct AddressConflict {
 }
 
 /// Who has an address.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Holder {
-    One(Arc<Workload>),
-    Conflict(AddressConflict),
+    One(Position),
+    Conflict(Position, Position),
 }
 
 /// A service at one of its addresses.
@@ -63,9 +66,12 @@ impl Snapshot {
         let resolved = resolve(&workloads, &services, &holders);
         let owners = owners(&resolved);
         let named = resolved.into_iter().map(|backends| (backends.service().hostname(), backends)).collect();
-        let mut by_node: HashMap<_, Vec<_>> = HashMap::new();
-        for workload in &workloads {
-            by_node.entry(Arc::clone(&workload.node)).or_default().push(Arc::clone(workload));
+        let mut by_node: HashMap<Arc<str>, Vec<Position>> = HashMap::new();
+        for (position, workload) in (0..).zip(&workloads) {
+            match by_node.get_mut(&workload.node) {
+                Some(positions) => positions.push(position),
+                None => drop(by_node.insert(Arc::clone(&workload.node), vec![position])),
+            }
         }
         Self { workloads, services, holders, owners, named, by_node }
     }
@@ -83,21 +89,45 @@ impl Snapshot {
     /// Returns the one live workload that has the address; none where nobody or more than one has.
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         match self.holder(address.to_canonical())? {
-            Holder::One(workload) => Some(workload),
-            Holder::Conflict(_) => None,
+            Holder::One(position) => Some(self.at(position)),
+            Holder::Conflict(..) => None,
         }
     }
 
     /// Returns the addresses that two live pods claim, in the addresses' order.
-    pub fn conflicts(&self) -> Vec<&AddressConflict> {
-        let mut conflicts: Vec<_> = self.holders.values().filter_map(Holder::conflict).collect();
+    pub fn conflicts(&self) -> Vec<AddressConflict> {
+        let conflicts = self.holders.iter().filter_map(|(&address, &holder)| match holder {
+            Holder::One(_) => None,
+            Holder::Conflict(first, second) => Some((address, first, second)),
+        });
+        let mut conflicts: Vec<_> = conflicts
+            .map(|(address, first, second)| AddressConflict {
+                address,
+                first: Arc::clone(self.at(first)),
+                second: Arc::clone(self.at(second)),
+            })
+            .collect();
         conflicts.sort_unstable_by_key(|conflict| conflict.address);
         conflicts
     }
 
+    /// Returns the addresses that are no longer those of the pod that had them in an earlier snapshot, or whose pod has
+    /// another identity now, with the workload that has them now: what is open towards the old one must go.
+    pub fn moved_since<'a>(
+        &'a self,
+        earlier: &'a Self,
+    ) -> impl Iterator<Item = (IpAddr, Option<&'a Arc<Workload>>)> {
+        earlier.holders.iter().filter_map(|(&address, &holder)| {
+            let Holder::One(position) = holder else { return None };
+            let (before, now) = (earlier.at(position), self.workload(address));
+            let stays = now.is_some_and(|now| now.uid == before.uid && now.identity == before.identity);
+            (!stays).then_some((address, now))
+        })
+    }
+
     /// Returns the workloads of a node, enrolled or not.
     pub fn on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
-        self.by_node.get(node).into_iter().flatten()
+        self.by_node.get(node).into_iter().flatten().map(|&position| self.at(position))
     }
 
     /// Returns what the kernel of `node` is to do with each address that anybody has (see [`Destination`]).
@@ -107,15 +137,27 @@ impl Snapshot {
             (address, verdicts.reduce(Destination::or).unwrap_or(Destination::Pass))
         });
         // Pods last: their address goes before a service's, as in `route`.
-        let pods = self.holders.iter().map(|(&address, holder)| (address, holder.destination()));
+        let pods = self.holders.iter().map(|(&address, &holder)| (address, self.pod_destination(holder)));
         let mut destinations = HashMap::with_capacity(self.owners.len() + self.holders.len());
         destinations.extend(services);
         destinations.extend(pods);
         destinations
     }
 
-    pub(super) fn holder(&self, address: IpAddr) -> Option<&Holder> {
-        self.holders.get(&address)
+    pub(super) fn holder(&self, address: IpAddr) -> Option<Holder> {
+        self.holders.get(&address).copied()
+    }
+
+    pub(super) fn at(&self, position: Position) -> &Arc<Workload> {
+        &self.workloads[position as usize]
+    }
+
+    fn pod_destination(&self, holder: Holder) -> Destination {
+        match holder {
+            Holder::One(position) if !self.at(position).receives_hbone => Destination::Pass,
+            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
+            Holder::One(_) | Holder::Conflict(..) => Destination::Capture,
+        }
     }
 
     /// Returns the service of a DNS name.
@@ -142,35 +184,14 @@ impl Destination {
 }
 
 impl Holder {
-    fn destination(&self) -> Destination {
-        match self {
-            Self::One(workload) if !workload.receives_hbone => Destination::Pass,
-            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
-            Self::One(_) | Self::Conflict(_) => Destination::Capture,
-        }
-    }
-
-    fn conflict(&self) -> Option<&AddressConflict> {
-        match self {
-            Self::One(_) => None,
-            Self::Conflict(conflict) => Some(conflict),
-        }
-    }
-
-    /// Adds a claimant of the address.
-    fn claim(&mut self, address: IpAddr, claimant: &Arc<Workload>) {
-        match self {
-            Self::One(holder) if holder.terminating && !claimant.terminating => {
-                *holder = Arc::clone(claimant);
-            }
-            Self::One(holder) if holder.terminating == claimant.terminating => {
-                let (first, second) = (Arc::clone(holder), Arc::clone(claimant));
-                *self = Self::Conflict(AddressConflict { address, first, second });
-            }
-            Self::Conflict(conflict) if conflict.first.terminating && !claimant.terminating => {
-                *self = Self::One(Arc::clone(claimant));
-            }
-            Self::One(_) | Self::Conflict(_) => {}
+    /// Who has the address once another workload claims it too.
+    fn joined(self, claimant: Position, workloads: &[Arc<Workload>]) -> Self {
+        let terminating = |position: Position| workloads[position as usize].terminating;
+        let (Self::One(holder) | Self::Conflict(holder, _)) = self;
+        match (self, terminating(holder), terminating(claimant)) {
+            (_, true, false) => Self::One(claimant),
+            (_, false, true) | (Self::Conflict(..), ..) => self,
+            (Self::One(holder), ..) => Self::Conflict(holder, claimant),
         }
     }
 }
@@ -187,14 +208,12 @@ impl Owner {
 
 fn holders(workloads: &[Arc<Workload>]) -> HashMap<IpAddr, Holder> {
     let mut holders: HashMap<IpAddr, Holder> = HashMap::with_capacity(workloads.len());
-    for workload in workloads {
+    for (position, workload) in (0..).zip(workloads) {
         for &address in &workload.addresses {
-            match holders.entry(address) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Holder::One(Arc::clone(workload)));
-                }
-                Entry::Occupied(mut entry) => entry.get_mut().claim(address, workload),
-            }
+            let holder = holders.entry(address);
+            holder
+                .and_modify(|holder| *holder = holder.joined(position, workloads))
+                .or_insert(Holder::One(position));
         }
     }
     holders
@@ -205,8 +224,8 @@ fn resolve(
     services: &[Arc<Service>],
     holders: &HashMap<IpAddr, Holder>,
 ) -> Vec<Arc<Backends>> {
-    let host_network = Backends::host_network(workloads);
-    services.iter().map(|service| Arc::new(Backends::resolve(service, holders, &host_network))).collect()
+    let pods = Pods::new(workloads, holders);
+    services.iter().map(|service| Arc::new(Backends::resolve(service, &pods))).collect()
 }
 
 fn owners(resolved: &[Arc<Backends>]) -> HashMap<IpAddr, Vec<Owner>> {
@@ -351,6 +370,27 @@ mod tests {
         assert_eq!(holder(vec![old("old"), old("older"), new("new")]), "new");
         assert_eq!(holder(vec![old("old"), new("new"), new("newer")]), "-");
         assert_eq!(holder(vec![new("new"), old("old"), new("newer")]), "-");
+    }
+
+    #[test]
+    fn addresses_that_change_hands_are_told() {
+        let check = |now: Vec<Workload>, expected: &[(&str, Option<&str>)]| {
+            let earlier = snapshot(vec![pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.2"])], vec![]);
+            let now = snapshot(now, vec![]);
+            let mut moved: Vec<_> = now.moved_since(&earlier).collect();
+            moved.sort_unstable_by_key(|(address, _)| *address);
+            let moved: Vec<_> =
+                moved.into_iter().map(|(address, to)| (address, to.map(|to| &*to.name))).collect();
+            let expected: Vec<_> = expected.iter().map(|(address, to)| (ip(address), *to)).collect();
+            assert_eq!(moved, expected);
+        };
+        let b = || pod("b", &["10.0.0.2"]);
+        check(vec![pod("a", &["10.0.0.1"]), b(), pod("c", &["10.0.0.3"])], &[]);
+        check(vec![b()], &[("10.0.0.1", None)]);
+        check(vec![pod("b", &["10.0.0.1", "10.0.0.2"])], &[("10.0.0.1", Some("b"))]);
+        check(vec![pod("a", &["10.0.0.1"]), pod("c", &["10.0.0.1"]), b()], &[("10.0.0.1", None)]);
+        let other = Workload { identity: b().identity, ..pod("a", &["10.0.0.1"]) };
+        check(vec![other, b()], &[("10.0.0.1", Some("a"))]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
     thread,
+    time::Duration,
 };
 
 use prometheus_client::metrics::counter::Counter;
@@ -28,8 +29,16 @@ pub enum AccessLogFormat {
 /// The access log. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct AccessLog {
-    lines: Option<SyncSender<Entry>>,
+    lines: Option<SyncSender<Line>>,
     dropped: Counter,
+}
+
+/// What the writing thread gets.
+#[derive(Debug)]
+enum Line {
+    Entry(Box<Entry>),
+    /// Everything before it is to be written, and then this told.
+    Flush(SyncSender<()>),
 }
 
 /// What one line says.
@@ -121,16 +130,22 @@ impl AccessLog {
         if format == AccessLogFormat::Off {
             return Ok(Self { lines: None, dropped });
         }
-        let (lines, queue) = sync_channel::<Entry>(QUEUE);
+        let (lines, queue) = sync_channel::<Line>(QUEUE);
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             let mut out = std::io::BufWriter::new(std::io::stdout());
-            while let Ok(entry) = queue.recv() {
-                write(&mut out, format, &entry);
-                for entry in queue.try_iter() {
-                    write(&mut out, format, &entry);
+            while let Ok(line) = queue.recv() {
+                let mut flushed = Vec::new();
+                for line in std::iter::once(line).chain(queue.try_iter()) {
+                    match line {
+                        Line::Entry(entry) => write(&mut out, format, &entry),
+                        Line::Flush(done) => flushed.push(done),
+                    }
                 }
-                // Nowhere is left to say that the standard output is gone.
+                // Nowhere is left to say that the standard output is gone, or that nobody waits any more.
                 let _ = out.flush();
+                for done in flushed {
+                    let _ = done.try_send(());
+                }
             }
         })?;
         Ok(Self { lines: Some(lines), dropped })
@@ -144,11 +159,27 @@ impl AccessLog {
     /// Queues one line.
     pub(super) fn write(&self, entry: Entry) {
         let Some(lines) = &self.lines else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(entry) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            lines.try_send(Line::Entry(Box::new(entry)))
+        {
             self.dropped.inc();
         }
     }
 }
+
+impl AccessLog {
+    /// Waits until the lines so far are written, for at most [`FLUSH_LIMIT`]. Blocks.
+    pub(super) fn flush(&self) {
+        let Some(lines) = &self.lines else { return };
+        let (done, written) = sync_channel(1);
+        if lines.send(Line::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(FLUSH_LIMIT);
+        }
+    }
+}
+
+/// How long the agent's end waits for whoever reads the access log.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Lines that may wait to be written, some 500 bytes each.
 const QUEUE: usize = 8192;

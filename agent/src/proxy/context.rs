@@ -72,6 +72,11 @@ impl Context {
         self.shutdown.tasks().wait().await;
     }
 
+    /// Waits until the access log's lines are written. Blocks; for the agent's end.
+    pub fn flush_log(&self) {
+        self.access_log.flush();
+    }
+
     /// Ends the tunnels of a pod that left.
     pub fn forget_source(&self, uid: &str) {
         self.pool.drop_source(uid);
@@ -87,7 +92,9 @@ impl Context {
 
 /// How long an application or a destination outside the mesh may take to answer a SYN. A pod answers or refuses within
 /// a round trip; what takes longer is gone, and its client is to hear of it.
-pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(10);
+///
+/// Below the ten seconds that a peer waits for the answer to CONNECT, so that it hears 503 and not nothing.
+pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long to wait for a certificate before a connection fails.
 pub(super) const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);

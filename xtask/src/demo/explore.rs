@@ -12,8 +12,7 @@ pub(super) fn hint(report: &mut Report) {
 /// Commands for another terminal, ready to be pasted.
 pub(super) fn commands(report: &mut Report, stage: &Stage, agents: &[Agent; 2]) {
     let enter = |pod: &Pod| format!("sudo nsenter --net={}", pod.netns().path().display());
-    let culvert =
-        lab::culvert().map(|path| path.display().to_string()).unwrap_or_else(|_| "culvert".to_owned());
+    let culvert = lab::culvert().map_or_else(|_| "culvert".to_owned(), |path| path.display().to_string());
     let (client, outsider) = (enter(&stage.client), enter(&stage.outsider));
     let web = stage.web_service.address(80);
     let directory = stage.mesh.directory().display();
@@ -24,7 +23,7 @@ pub(super) fn commands(report: &mut Report, stage: &Stage, agents: &[Agent; 2]) 
     report.heading("It keeps running. Try, in another terminal:");
     for (what, command) in [
         ("ask the web service through the mesh", format!("{client} curl -s http://{web}/")),
-        ("a shell in the client's network", client.clone()),
+        ("a shell in the client's network", client),
         (
             "a pod outside the mesh, in plaintext",
             format!("{outsider} curl -s http://{}/", stage.web_address(0)),
@@ -41,7 +40,10 @@ pub(super) fn commands(report: &mut Report, stage: &Stage, agents: &[Agent; 2]) 
             "the objects that describe the mesh",
             format!("ls {directory}/manifests   # edit one: it holds within a second"),
         ),
-        ("kill an agent, and see that nothing leaks", format!("sudo kill -9 {}", b.pid())),
+        (
+            "kill the agent of node-b: new connections to its pods fail, and nothing crosses in plaintext",
+            format!("sudo kill -9 {}", b.pid()),
+        ),
     ] {
         report.line(&format!("# {what}"));
         report.line(&command);

@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.built {
         return show(options.keep);
     }
-    setup::run()?;
+    setup::run(setup::Purpose::Demo)?;
     become_root(options, &build()?)
 }
 
@@ -86,9 +86,9 @@ fn show(keep: bool) -> Result<()> {
     let marker = marker();
     let plain = wire::without_mesh(&stage, &marker)?;
     let plain_cost = cost::measure(&stage)?;
-    let agents = stage.start_agents()?;
-    let seen = traffic::send(&stage, &agents, &marker)?;
+    let agents = stage.start_agents(&report)?;
     let mesh_cost = cost::measure(&stage)?;
+    let seen = traffic::send(&stage, &agents, &marker)?;
 
     traffic::who_spoke_to_whom(&mut report, &seen);
     wire::compare(&mut report, &plain, &seen);

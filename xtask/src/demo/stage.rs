@@ -5,7 +5,11 @@
 //! node-b   web-0            redis  (IPv6 only)
 //! ```
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use lab::{Agent, Mesh, Pod, Process, Service, tcp, try_eventually};
@@ -81,11 +85,13 @@ impl Stage {
     }
 
     /// Starts an agent on each node and waits until both serve.
-    pub(super) fn start_agents(&self) -> Result<[Agent; 2]> {
+    pub(super) fn start_agents(&self, report: &Report) -> Result<[Agent; 2]> {
+        let start = Instant::now();
         let agents = [self.mesh.agent("node-a").start()?, self.mesh.agent("node-b").start()?];
         for agent in &agents {
             agent.wait_ready()?;
         }
+        report.note(&format!("both agents were ready after {:.2} s", start.elapsed().as_secs_f64()));
         Ok(agents)
     }
 

@@ -7,7 +7,8 @@ use lab::{AccessRecord, Agent, Captured, Pod, try_eventually};
 
 use super::{
     report::{Report, bytes, row},
-    stage::Stage,
+    stage::{ECHO, Stage},
+    wire::BEFORE,
 };
 
 /// Requests to the service with two replicas: that one of them gets none has a chance of one in half a million.
@@ -21,6 +22,7 @@ pub(super) struct Seen {
     pub(super) outsider: IpAddr,
     records: Vec<AccessRecord>,
     greetings: Vec<String>,
+    redis_client: String,
 }
 
 /// Lets the programs speak, under a capture.
@@ -36,6 +38,7 @@ pub(super) fn send(stage: &Stage, agents: &[Agent; 2], marker: &str) -> Result<S
     set_and_get(client, redis_service.address_v6(6379).ip(), marker)?;
     // IPv6 only, on both sides.
     set_and_get(worker, stage.redis.ip(), marker)?;
+    let redis_client = worker.sh(&format!("redis-cli -h {} CLIENT INFO", stage.redis.ip()))?;
     worker.sh(&format!("curl -sSf -g http://{}/{marker}", web_service.address_v6(80)))?;
 
     // A pod outside the mesh reaches the pods themselves, in plaintext; no policy here forbids it.
@@ -51,6 +54,7 @@ pub(super) fn send(stage: &Stage, agents: &[Agent; 2], marker: &str) -> Result<S
         outsider: outsider.ip(),
         records,
         greetings,
+        redis_client,
     })
 }
 
@@ -70,12 +74,18 @@ fn wait_for_records(agents: &[Agent; 2]) -> Result<Vec<AccessRecord>> {
     try_eventually(Duration::from_secs(10), || outbound(&agents[0]) >= expected).with_context(|| {
         format!("the agent of node-a reports {} connections of {expected}", outbound(&agents[0]))
     })?;
-    Ok(agents.iter().flat_map(Agent::access_log).collect())
+    Ok(agents.iter().flat_map(Agent::access_log).filter(is_shown).collect())
+}
+
+/// The connections by which the costs are measured are no part of the show.
+fn is_shown(record: &AccessRecord) -> bool {
+    record.destination().is_none_or(|destination| destination.port() != ECHO)
 }
 
 /// One line for each pair, from the log of the agent that verified the client's certificate.
 pub(super) fn who_spoke_to_whom(report: &mut Report, seen: &Seen) {
-    report.heading("Who spoke to whom, as the destination's agent verified it (access log)");
+    report.heading("Who spoke to whom, as the destination's agent verified it");
+    report.line("(from the access logs; identities without their beginning, spiffe://cluster.local/)\n");
     let mut pairs = BTreeMap::<[String; 5], (usize, u64, u64)>::new();
     for record in seen.records.iter().filter(|record| record.direction() == "inbound") {
         let field = |name: &str| record.field(name).unwrap_or_else(|| "-".to_owned());
@@ -119,26 +129,26 @@ fn short(identity: &str) -> String {
 /// The servers' view of their clients.
 pub(super) fn what_servers_saw(report: &mut Report, stage: &Stage, seen: &Seen) {
     report.heading("What the servers saw");
-    let client = stage.client.ip();
-    for replica in 0..2 {
+    let pods = [&stage.client, &stage.worker, &stage.outsider].map(|pod| (pod.ip().to_string(), pod.name()));
+    for (replica, pod) in stage.web.iter().enumerate() {
         let log = stage.nginx_log(replica).unwrap_or_default();
-        let with_marker = log.lines().filter(|line| line.contains(&seen.marker));
-        let clients = with_marker.filter_map(|line| line.split(' ').next());
         let mut counts = BTreeMap::<&str, usize>::new();
-        clients.for_each(|client| *counts.entry(client).or_default() += 1);
-        let name = stage.web[replica].name();
-        let shown = counts.iter().map(|(client, count)| format!("{client} ({count})"));
-        report.line(&format!(
-            "nginx in {name} logged as its clients: {}",
-            shown.collect::<Vec<_>>().join(", ")
-        ));
-        let own = [client.to_string(), stage.worker.ip().to_string(), stage.outsider.ip().to_string()];
-        report.check(
-            counts.contains_key(own[0].as_str())
-                && counts.keys().all(|seen| own.iter().any(|pod| pod == seen)),
-            "these are the pods' own addresses, not a proxy's",
-        );
+        for client in
+            log.lines().filter(|line| !line.contains(BEFORE)).filter_map(|line| line.split(' ').next())
+        {
+            *counts.entry(client).or_default() += 1;
+        }
+        let named = |address: &str| pods.iter().find(|pod| pod.0 == address).map_or("unknown", |pod| &pod.1);
+        let shown: Vec<_> =
+            counts.iter().map(|(client, count)| format!("{client} ({}, {count}×)", named(client))).collect();
+        report.line(&format!("nginx in {} logged {}", pod.name(), shown.join(", ")));
+        let own = !counts.is_empty() && counts.keys().all(|client| named(client) != "unknown");
+        report.check(own, "its clients are the pods' own addresses, not a proxy's");
     }
+    let address =
+        seen.redis_client.split(' ').find_map(|field| field.strip_prefix("addr=")).unwrap_or("nothing");
+    report.line(&format!("redis named its client {address}"));
+    report.check(address.starts_with(&format!("[{}]", stage.worker.ip())), "it is the worker's own address");
     let balanced =
         stage.web.iter().all(|pod| seen.greetings.iter().any(|line| line.starts_with(&pod.name())));
     report.check(balanced, "the service spread the requests over both replicas");

@@ -13,6 +13,9 @@ use super::{
 /// The port of HBONE.
 const HBONE: u16 = 15008;
 
+/// What the paths of requests begin with that are sent before any agent runs.
+pub(super) const BEFORE: &str = "/before/";
+
 /// What was found without the mesh.
 pub(super) struct Control {
     found: bool,
@@ -21,7 +24,7 @@ pub(super) struct Control {
 /// Sends the marker before any agent runs, over the path that the mesh will take: it must be found.
 pub(super) fn without_mesh(stage: &Stage, marker: &str) -> Result<Control> {
     let capture = stage.mesh.capture_wire()?;
-    stage.client.sh(&format!("curl -sSf http://{}/{marker}", stage.web_address(0)))?;
+    stage.client.sh(&format!("curl -sSf http://{}{BEFORE}{marker}", stage.web_address(0)))?;
     Ok(Control { found: capture.stop()?.contains(marker) })
 }
 

@@ -4,39 +4,51 @@ use std::{collections::HashSet, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::Purpose;
 use crate::command::{self, Root};
 
-/// Packages that serve one purpose.
-#[derive(Clone, Copy)]
+/// Packages that serve one end.
 pub(super) struct Group {
     pub(super) why: &'static str,
     pub(super) packages: &'static [&'static str],
 }
 
-/// What is needed whatever compiler and linker there are.
-pub(super) const ALWAYS: &[Group] = &[
-    Group {
-        why: "a C compiler and linker, for Rust itself and for aws-lc (TLS)",
-        packages: &["gcc", "g++", "libc6-dev", "make", "ca-certificates", "git"],
-    },
-    Group {
-        why: "network namespaces, and what is inside them: the tests and the demo",
-        packages: &["iproute2", "iputils-ping", "procps", "util-linux", "tcpdump", "bpftool"],
-    },
-    Group {
-        why: "real programs for the tests and the demo to send through the mesh; none is started as a service",
-        packages: &["nginx-light", "redis-server", "redis-tools", "iperf3", "curl", "openssl", "python3"],
-    },
-    Group {
-        why: "virtual machines with stock kernels, to run the eBPF suite in",
-        packages: &["qemu-system-x86", "busybox-static", "kmod", "xz-utils"],
-    },
+/// What is needed whatever compiler and linker there are, and the first purpose that needs it.
+pub(super) const GROUPS: &[(Purpose, Group)] = &[
+    (
+        Purpose::Build,
+        Group {
+            why: "a C compiler and linker, for Rust itself and for aws-lc (TLS)",
+            packages: &["gcc", "g++", "libc6-dev", "make", "ca-certificates", "git"],
+        },
+    ),
+    (
+        Purpose::Demo,
+        Group {
+            why: "network namespaces, and what is inside them: the tests and the demo",
+            packages: &["iproute2", "iputils-ping", "procps", "util-linux", "tcpdump", "bpftool"],
+        },
+    ),
+    (
+        Purpose::Demo,
+        Group {
+            why: "real programs for the tests and the demo to send through the mesh; none is started as a service",
+            packages: &["nginx-light", "redis-server", "redis-tools", "iperf3", "curl", "openssl", "python3"],
+        },
+    ),
+    (
+        Purpose::Test,
+        Group {
+            why: "virtual machines with stock kernels, to run the eBPF suite in",
+            packages: &["qemu-system-x86", "busybox-static", "kmod", "xz-utils"],
+        },
+    ),
 ];
 
 /// Installs what is missing of `groups`, as root. Returns whether anything was.
-pub(super) fn install_missing(groups: &[Group]) -> Result<bool> {
+pub(super) fn install_missing(groups: &[&Group]) -> Result<bool> {
     let present = installed()?;
-    let mut missing = Vec::new();
+    let mut missing: Vec<&&str> = Vec::new();
     for group in groups {
         let lacking: Vec<_> = group.packages.iter().filter(|package| !present.contains(**package)).collect();
         if lacking.is_empty() {
@@ -56,7 +68,7 @@ pub(super) fn install_missing(groups: &[Group]) -> Result<bool> {
     script.args(["-euc", INSTALL, "sh"]).args(&missing);
     command::run(&mut script).context("installing Debian packages")?;
     let present = installed()?;
-    let lacking: Vec<_> = missing.iter().filter(|package| !present.contains(**package)).collect();
+    let lacking: Vec<_> = missing.into_iter().filter(|package| !present.contains(**package)).collect();
     ensure!(lacking.is_empty(), "apt-get reports success, and yet {} is not installed", join(&lacking));
     Ok(true)
 }
@@ -108,7 +120,7 @@ mod tests {
     #[test]
     fn no_package_is_listed_twice() {
         let mut seen = HashSet::new();
-        for package in ALWAYS.iter().flat_map(|group| group.packages) {
+        for package in GROUPS.iter().flat_map(|(_, group)| group.packages) {
             assert!(seen.insert(package), "{package} is listed twice");
         }
     }

@@ -13,21 +13,34 @@ mod tools;
 
 use anyhow::Result;
 
-/// Installs what is missing; prints nothing but one line where nothing is.
-pub(crate) fn run() -> Result<()> {
+/// What the machine is to be able to do; each includes those before it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Purpose {
+    /// Build the agent.
+    Build,
+    /// Run it with real programs, in namespaces.
+    Demo,
+    /// Check and test it, in virtual machines too.
+    Test,
+}
+
+/// Installs what is missing for a purpose; prints nothing but one line where nothing is.
+pub(crate) fn run(purpose: Purpose) -> Result<()> {
     let compiler = bpf::Compiler::choose();
-    let linker = tools::BPF_LINKER.is_missing();
-    let mut wanted = apt::ALWAYS.to_vec();
+    let needed = apt::GROUPS.iter().filter(|(needed_for, _)| *needed_for <= purpose);
+    let mut wanted: Vec<_> = needed.map(|(_, group)| group).collect();
     if matches!(compiler, bpf::Compiler::Debian) {
-        wanted.push(bpf::DEBIAN_COMPILER);
+        wanted.push(&bpf::DEBIAN_COMPILER);
     }
-    if linker {
-        wanted.push(bpf::LINKER_LIBRARIES);
+    if tools::BPF_LINKER.is_missing() {
+        wanted.push(&bpf::LINKER_LIBRARIES);
     }
     let mut installed = apt::install_missing(&wanted)?;
     installed |= compiler.link()?;
     installed |= tools::BPF_LINKER.install_if_missing()?;
-    installed |= tools::CARGO_DENY.install_if_missing()?;
+    if purpose >= Purpose::Test {
+        installed |= tools::CARGO_DENY.install_if_missing()?;
+    }
     println!("setup: {}", if installed { "everything is installed now" } else { "nothing is missing" });
     Ok(())
 }

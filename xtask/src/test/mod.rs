@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Runs the parts in the order of their cost. An error here is one that leaves nothing to go on with.
 fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     let all = options.is_everything();
-    setup::run()?;
+    setup::run(setup::Purpose::Test)?;
     let privileged = all || options.privileged;
     // Asked for first, so that nobody waits at a machine that waits for a password.
     let root = if privileged { Some(Root::acquire("running the privileged suites")?) } else { None };

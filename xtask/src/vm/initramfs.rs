@@ -23,8 +23,8 @@ pub(super) const SUITE: &str = "/suite";
 /// The agent inside the guest.
 pub(super) const AGENT: &str = "/bin/culvert";
 
-/// Tools of the host's that busybox has no equal of.
-const TOOLS: &[&str] = &["ip", "ss", "tcpdump", "bpftool"];
+/// Tools of the host's that busybox has no equal of. Its shell is one of them: that prefers busybox's `ip` to any other.
+const TOOLS: &[&str] = &["bash", "ip", "ss", "tcpdump", "bpftool"];
 
 /// Writes the archive and returns where it is.
 pub(super) fn build(programs: &Programs, modules: &[Module]) -> Result<PathBuf> {
@@ -35,6 +35,8 @@ pub(super) fn build(programs: &Programs, modules: &[Module]) -> Result<PathBuf> 
     tree.program("/init", &programs.init)?;
     tree.program(SUITE, &programs.suite)?;
     tree.program(AGENT, &programs.agent)?;
+    // Before busybox, which would be `sh` too.
+    tree.link("/bin/sh", "/usr/sbin/bash");
     tree.busybox()?;
     for tool in TOOLS {
         tree.program(&format!("/usr/sbin/{tool}"), &find(tool)?)?;
@@ -94,12 +96,13 @@ impl Tree {
         self.program("/bin/busybox", &busybox)?;
         let applets = command::output(Command::new(&busybox).arg("--list"))?;
         for applet in applets.lines().filter(|applet| !TOOLS.contains(applet)) {
-            self.entry(
-                &format!("/bin/{applet}"),
-                &Entry { mode: 0o120_777, device: (0, 0), content: b"busybox" },
-            );
+            self.link(&format!("/bin/{applet}"), "busybox");
         }
         Ok(())
+    }
+
+    fn link(&mut self, path: &str, target: &str) {
+        self.entry(path, &Entry { mode: 0o120_777, device: (0, 0), content: target.as_bytes() });
     }
 
     fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {

@@ -75,7 +75,7 @@ pub(crate) struct Programs {
 
 /// Boots a kernel for the suite or the shell.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::run()?;
+    setup::run(setup::Purpose::Test)?;
     let programs = test::vm_programs()?;
     if options.shell {
         let machine = machine(options.kernel, &programs)?;

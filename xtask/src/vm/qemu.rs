@@ -89,7 +89,7 @@ fn accelerators() -> &'static [Accelerator] {
 fn judge(status: ExitStatus) -> Result<()> {
     match status.code() {
         Some(guest::PASSED) => Ok(()),
-        Some(guest::FAILED) => bail!("the suite failed in the virtual machine"),
+        Some(guest::FAILED) => bail!("failed in the virtual machine; it says above why"),
         Some(124 | 137) => bail!("the virtual machine was stopped after {LIMIT} s"),
         Some(0) => bail!("the virtual machine ended by itself: its kernel panicked, or it was switched off"),
         _ => bail!("qemu ended with {status}"),

@@ -1,3 +1,5 @@
+//! Kubernetes objects as the model takes them, and what of them is refused.
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -255,3 +255,12 @@ fn address_conflict_is_published_as_such() {
         ("shop/a".into(), "shop/b".into())
     );
 }
+
+#[tokio::test]
+async fn watching_ends_when_nobody_wants_it() {
+    let mesh = Fixture::new(&[("a.yaml", &pod("a", "10.0.0.1"))]);
+    let mut snapshots = mesh.manifests.snapshots();
+    drop(mesh.manifests);
+    let ended = tokio::time::timeout(DEADLINE, snapshots.changed()).await.expect("the thread goes on");
+    assert!(ended.is_err(), "a snapshot was published instead");
+}

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{PingPong, client::Connection};
+use h2::client::Connection;
 use tokio::{net::TcpStream, time::sleep_until};
 use tokio_rustls::client::TlsStream;
 
@@ -33,29 +33,19 @@ struct Entry {
 }
 
 async fn drive(entry: Entry, link: Arc<Link>, mut connection: Connection<Transport, Bytes>) {
-    let pings = connection.ping_pong();
-    let mut silence = pin!(silence(pings));
+    let mut silent = pin!(keepalive::lost(connection.ping_pong()));
     let mut aborted = pin!(link.aborted());
     let mut unused = pin!(retire_when_unused(&entry, &link));
     let loss = tokio::select! {
         biased;
         () = &mut aborted => link.loss().unwrap_or(Loss::Shutdown),
         ended = &mut connection => ended.as_ref().map_or_else(Loss::of, |()| Loss::Closed),
-        () = &mut silence => Loss::Silent,
+        () = &mut silent => Loss::Silent,
         () = &mut unused => Loss::Shutdown,
     };
     // Known before the connection drops: that is when its tunnels are told.
     link.lose(loss);
     drop(connection);
-}
-
-/// See [`keepalive::lost`].
-async fn silence(pings: Option<PingPong>) {
-    match pings {
-        Some(pings) => keepalive::lost(pings).await,
-        // h2 hands them out once, and this is the first time.
-        None => pending().await,
-    }
 }
 
 /// Retires the connection when it has had no tunnel for a while; h2 then says GOAWAY and closes it. Returns where the

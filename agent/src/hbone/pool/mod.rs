@@ -170,7 +170,19 @@ impl Pool {
     /// New tunnels are still opened meanwhile, for connections that the agent has accepted before. The caller sets the
     /// deadline, and then calls [`Self::abort`].
     pub async fn drain(&self) {
-        self.0.lock().drain();
+        let emptied = {
+            let mut state = self.0.lock();
+            state.drain();
+            state.emptied.clone()
+        };
+        loop {
+            // Before the look, so that an end in between is not missed.
+            let notified = emptied.notified();
+            if self.0.lock().is_empty() {
+                break;
+            }
+            notified.await;
+        }
         self.0.tasks.wait().await;
     }
 

@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     PoolConfig, PoolKey, PoolStats,
@@ -33,6 +36,8 @@ pub(super) struct State {
     next_id: u64,
     draining: bool,
     closed: bool,
+    /// Told when the last of `live` goes.
+    pub(super) emptied: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -169,6 +174,14 @@ impl State {
             slot.ready.retain(|connection| connection.id != id);
             slot.opening.take_if(|(opening, _)| *opening == id);
         });
+        if self.live.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Whether there is neither a connection nor an attempt.
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
     }
 
     /// Ends the connections and attempts that `doomed` says.

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
+    sys::resource::{Resource, setrlimit},
 };
 
 use super::initramfs::{AGENT, MODULES, SUITE};
@@ -60,6 +61,7 @@ fn prepare() -> Result<()> {
         fs::read_to_string("/proc/sys/kernel/osrelease").context("asking for the kernel's version")?;
     println!("{GREETING}{}", release.trim());
     load_modules()?;
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).context("allowing more descriptors")?;
     run(program("ip").args(["link", "set", "lo", "up"]))
 }
 
@@ -86,10 +88,10 @@ fn suite(filter: &[String]) -> Result<()> {
 fn shell() -> Result<()> {
     let profile = "/root/profile";
     fs::write(profile, include_str!("profile.sh")).with_context(|| format!("writing {profile}"))?;
-    run(program("sh").args(["-eu", "-c", include_str!("mesh.sh")]))
+    run(program("bash").args(["-eu", "-c", include_str!("mesh.sh")]))
         .context("setting up the pods and the mesh")?;
     // A session with a terminal of its own, so that Ctrl-C stops what runs in the shell and not the shell.
-    program("setsid").args(["-c", "sh"]).env("ENV", profile).status().context("starting the shell")?;
+    program("setsid").args(["-c", "bash", "--rcfile", profile]).status().context("starting the shell")?;
     Ok(())
 }
 
@@ -107,6 +109,9 @@ fn run(command: &mut Command) -> Result<()> {
     ensure!(status.success(), "{name} failed: {status}");
     Ok(())
 }
+
+/// How many descriptors a process may have: what systemd allows as well. The kernel's own answer is 4096.
+const DESCRIPTORS: u64 = 524_288;
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
