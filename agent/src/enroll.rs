@@ -11,6 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -52,7 +53,7 @@ pub struct PodStatus {
     /// Its identity.
     pub identity: String,
     /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// `enrolled`, `leaving`, or why it is not.
     pub state: String,
 }
@@ -66,6 +67,9 @@ struct Member {
 
 struct Failure {
     error: String,
+    /// What was tried.
+    netns: Option<NetnsRef>,
+    addresses: Vec<IpAddr>,
     attempts: u32,
     retry: Instant,
 }
@@ -73,7 +77,8 @@ struct Failure {
 /// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
 const LEAVING: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// An attempt costs some microseconds, and who has repaired a pod looks on.
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Enroller {
     /// Prepares to enrol the pods of `node`.
@@ -131,6 +136,8 @@ impl Enroller {
                 let workload = member.pod.workload();
                 tracing::warn!(pod = %workload, %error, "draining the pod's listeners failed");
             }
+            // Only now: a listener that closes while the kernel still steers to it resets what it is handed.
+            member.pod.close();
         }
         // The pods' descriptors live until the last connection has ended.
         self.context.finished().await;
@@ -150,8 +157,12 @@ impl Enroller {
         self.capture.set_destinations(&snapshot.destinations(&self.node))?;
         self.retain_identities(&wanted);
         for (uid, workload) in wanted {
-            if let Err(error) = self.keep(&workload) {
-                self.note_failure(uid, &workload, &error);
+            if self.waits(&workload) {
+                continue;
+            }
+            match self.keep(&workload) {
+                Ok(()) => drop(self.failures.remove(&uid)),
+                Err(error) => self.note_failure(uid, &workload, &error),
             }
         }
         self.context.forget_peers(snapshot);
@@ -200,11 +211,18 @@ impl Enroller {
         }
     }
 
+    /// Whether a pod that could not be enrolled waits for its next attempt. A change of its manifest may be the remedy,
+    /// and is tried at once.
+    fn waits(&self, workload: &Workload) -> bool {
+        self.failures.get(&workload.uid).is_some_and(|failure| {
+            failure.retry > Instant::now()
+                && failure.netns == workload.netns
+                && failure.addresses == workload.addresses
+        })
+    }
+
     /// Enrols a pod, or keeps one that is enrolled up to date.
     fn keep(&mut self, workload: &Arc<Workload>) -> Result<(), EnrollError> {
-        if self.failures.get(&workload.uid).is_some_and(|failure| failure.retry > Instant::now()) {
-            return Ok(());
-        }
         let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
@@ -230,22 +248,24 @@ impl Enroller {
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.failures.remove(&workload.uid);
         self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, leaving: None });
         Ok(())
     }
 
     fn note_failure(&mut self, uid: Arc<str>, workload: &Workload, error: &EnrollError) {
+        let error = error.to_string();
         let attempts = self.failures.get(&uid).map_or(1, |failure| failure.attempts + 1);
+        let known = self.failures.get(&uid).is_some_and(|failure| failure.error == error);
         let delay = RETRY_FIRST.saturating_mul(1 << attempts.min(10)).min(RETRY_MAX);
-        // Once when it fails, then quietly: what it is stands in the readiness detail until it is over.
-        if attempts == 1 {
+        // Once for each cause, then quietly: what it is stands in the readiness detail until it is over.
+        if !known {
             tracing::error!(pod = %workload, %error, "the pod cannot be enrolled; it is tried again");
         } else {
             tracing::debug!(pod = %workload, %error, attempts, "the pod still cannot be enrolled");
         }
-        self.failures
-            .insert(uid, Failure { error: error.to_string(), attempts, retry: Instant::now() + delay });
+        let (netns, addresses) = (workload.netns.clone(), workload.addresses.clone());
+        let retry = Instant::now() + delay;
+        self.failures.insert(uid, Failure { error, netns, addresses, attempts, retry });
     }
 
     fn next_deadline(&self) -> Instant {
