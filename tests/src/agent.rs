@@ -231,7 +231,8 @@ impl Agent {
     /// Removes the node's pins, links and maps by `culvert cleanup`; the agent must have ended.
     pub fn cleanup(&self) -> Result<Output> {
         let node = self.shared.node(self.node())?;
-        self.cli(&["cleanup", "--node", node.unique_name()])
+        let socket = self.socket().display().to_string();
+        self.cli(&["cleanup", "--node", node.unique_name(), "--socket", &socket])
     }
 
     /// Whether it runs.
