@@ -189,10 +189,11 @@ impl Agent {
         &self.recipe.files.socket
     }
 
-    /// Runs another subcommand of the same binary in the node's namespace: `agent.cli(&["status", …])`.
+    /// Runs another subcommand of the same binary in the node's namespace, told of the agent's socket as the agent was:
+    /// `agent.cli(&["status"])`.
     pub fn cli(&self, args: &[&str]) -> Result<Output> {
         let mut command = self.recipe.netns.command(&self.recipe.binary.display().to_string());
-        command.args(args).output().context("running culvert")
+        command.args(args).env("CULVERT_SOCKET", self.socket()).output().context("running culvert")
     }
 
     /// SIGKILL.
@@ -231,8 +232,7 @@ impl Agent {
     /// Removes the node's pins, links and maps by `culvert cleanup`; the agent must have ended.
     pub fn cleanup(&self) -> Result<Output> {
         let node = self.shared.node(self.node())?;
-        let socket = self.socket().display().to_string();
-        self.cli(&["cleanup", "--node", node.unique_name(), "--socket", &socket])
+        self.cli(&["cleanup", "--node", node.unique_name()])
     }
 
     /// Whether it runs.
