@@ -2,7 +2,7 @@
 //! maps, its listeners and its certificate.
 //!
 //! ```text
-//! absent ──enrol──► enrolled ──label gone──► leaving (no new captures; HBONE still served for a minute) ──► absent
+//! absent ──enrol──► enrolled ──label gone──► leaving (no new captures; HBONE still served for the leave period) ──► absent
 //!                      └─────────pod gone──► absent, its connections ended
 //! ```
 //!
@@ -28,9 +28,19 @@ use crate::{
     proxy::{Context, Pod},
 };
 
+/// Whose pods are enrolled, and how they leave.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name.
+    pub node: String,
+    /// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
+    pub leave_period: Duration,
+}
+
 /// Enrols this node's pods.
 pub struct Enroller {
     node: String,
+    leave_period: Duration,
     capture: Arc<Capture>,
     context: Arc<Context>,
     svids: SvidStore,
@@ -61,7 +71,7 @@ pub struct PodStatus {
 struct Member {
     pod: Pod,
     netns: NetnsRef,
-    /// Since when the pod leaves the mesh, where it does.
+    /// When the pod has left the mesh, where it leaves.
     leaving: Option<Instant>,
 }
 
@@ -74,17 +84,17 @@ struct Failure {
     retry: Instant,
 }
 
-/// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
-const LEAVING: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// An attempt costs some microseconds, and who has repaired a pod looks on.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Enroller {
-    /// Prepares to enrol the pods of `node`.
-    pub fn new(node: String, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+    /// Prepares to enrol the pods of the node.
+    pub fn new(config: Config, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+        let Config { node, leave_period } = config;
         Self {
             node,
+            leave_period,
             capture,
             context,
             svids,
@@ -185,7 +195,7 @@ impl Enroller {
                 ended.push((uid.clone(), true));
             } else if member.leaving.is_none() {
                 tracing::info!(pod = %workload, "the pod leaves the mesh");
-                member.leaving = Some(now + LEAVING);
+                member.leaving = Some(now + self.leave_period);
                 if let Err(error) = member.pod.capture().stop_capture() {
                     tracing::error!(pod = %workload, %error, "its traffic is still captured");
                 }
@@ -196,7 +206,10 @@ impl Enroller {
         for (uid, gone) in ended {
             if let Some(member) = self.pods.remove(&uid) {
                 end(&member, gone);
-                self.context.forget_source(&uid);
+                // What a pod opened while it was in the mesh outlives its membership, however long it takes.
+                if gone {
+                    self.context.forget_source(&uid);
+                }
             }
         }
     }
