@@ -32,7 +32,7 @@ const POD_PROGRAM: &str = "culvert_lookup";
 /// Loads the programs of the node and attaches them to the cgroup root, or puts them in the place of those that an
 /// earlier agent attached.
 pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
-    let mut ebpf = object(pins, u32::MAX)?;
+    let mut ebpf = object(pins, u32::MAX, 0)?;
     for name in NODE_PROGRAMS {
         let program = ebpf.program_mut(name).expect("build.rs has built this program");
         load_one(program).map_err(Error::program(name))?;
@@ -45,7 +45,7 @@ pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
 /// Loads a copy of the pod program for one slot and attaches it to the pod's namespace, or puts it in the place of the
 /// one that an earlier agent attached.
 pub(super) fn attach_pod(pins: &Pins, netns: &NetNs, slot: u32) -> Result<(), Error> {
-    let mut ebpf = object(pins, slot)?;
+    let mut ebpf = object(pins, slot, netns.cookie())?;
     let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
     load_one(program).map_err(Error::program(POD_PROGRAM))?;
     place(program, &pins.pod_link(netns.cookie()), |program| attach_to_netns(program, netns))
@@ -53,7 +53,7 @@ pub(super) fn attach_pod(pins: &Pins, netns: &NetNs, slot: u32) -> Result<(), Er
 }
 
 /// Parses the object and makes its maps, or opens those that are pinned.
-fn object(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+fn object(pins: &Pins, slot: u32, netns: u64) -> Result<Ebpf, Error> {
     let supported =
         |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
@@ -61,6 +61,7 @@ fn object(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SLOT", &slot, true)
+        .override_global("NETNS", &netns, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP_SOCK", &mptcp_sock, true);
     for name in agent_ebpf::maps::ALL {

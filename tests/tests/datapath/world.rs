@@ -16,7 +16,7 @@ use std::{
 };
 
 use culvert::{
-    capture::{Capture, Config, PodCapture, Stats},
+    capture::{Capture, Config, PodCapture, Stats, end_cleanly},
     mesh::Destination,
 };
 use nix::mount::{MsFlags, mount};
@@ -190,7 +190,10 @@ fn accept_all(
 
 fn answer(mut stream: TcpStream, to: &str) {
     // A client that has gone is the test's business.
-    let _ = writeln!(stream, "{to}").and_then(|()| io::copy(&mut stream.try_clone()?, &mut stream).map(drop));
+    let echo = writeln!(stream, "{to}").and_then(|()| io::copy(&mut stream.try_clone()?, &mut stream));
+    if echo.is_ok() {
+        end_cleanly(&stream).expect("an orderly end");
+    }
 }
 
 /// Reads the line that [`Agent`] begins with.
@@ -221,6 +224,11 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "still not after a minute: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Returns whether this is the initramfs of a virtual machine, where everything may take fifty times as long.
+pub(crate) fn emulated() -> bool {
+    Path::new("/init").exists()
 }
 
 /// Listens with a socket of the suite's own making.
