@@ -4,12 +4,16 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use agent_ebpf::{Address, Socket as Mark, kind};
 use rand::Rng as _;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 use super::{NetNs, reset_on_close, sys, tables::Tables};
 
@@ -79,8 +83,29 @@ impl Dialler {
             kind: kind::DIAL,
             ..Mark::default()
         };
-        let stream = self.connect(Some(source), target, &mark).await?;
+        let stream = match source {
+            IpAddr::V4(_) => self.connect(Some(source), target, &mark).await?,
+            IpAddr::V6(_) => match timeout(SILENCE, self.connect(Some(source), target, &mark)).await {
+                Ok(connected) => connected?,
+                Err(_) => self.connect_from_itself(target, &mark).await?,
+            },
+        };
         reset_on_close(&stream)?;
+        Ok(stream)
+    }
+
+    /// Asks once more where ::1 got no answer, from the target's own address.
+    ///
+    /// The kernel cannot send a reset to ::1 from another address: it looks for the way out of the interface that holds
+    /// the address (net/ipv6/tcp_ipv6.c, `tcp_v6_send_response`: `rt6_need_strict`). A refusal would look like silence.
+    /// Not always from here: only connections with loopback at an end may take the ports of those in TIME_WAIT
+    /// (net.ipv4.tcp_tw_reuse is 2), so a client that closes first would soon find no port free.
+    async fn connect_from_itself(&self, target: SocketAddr, mark: &Mark) -> io::Result<TcpStream> {
+        let stream = self.connect(Some(target.ip()), target, mark).await?;
+        // With the target's own port as the source's, the socket is connected to itself (RFC 9293 §3.5).
+        if stream.local_addr()? == stream.peer_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         Ok(stream)
     }
 
@@ -98,6 +123,10 @@ impl Dialler {
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 }
+
+/// How long a handshake within the pod may take before a refusal is thought of. It takes microseconds, unless the
+/// application's accept queue is full: then it takes the second until the next SYN, from wherever that comes.
+const SILENCE: Duration = Duration::from_millis(100);
 
 fn agent_mark() -> Mark {
     Mark { kind: kind::AGENT, ..Mark::default() }
