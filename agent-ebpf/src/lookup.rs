@@ -16,7 +16,7 @@ use agent_ebpf::{Address, HBONE_PORT, LAST_REDIRECT_PORT, Pod, Tuple, counter, k
 
 use crate::{
     context::{IPPROTO_TCP, Packet},
-    state::{self, LISTENERS},
+    state::{self, LISTENERS, OWN_HANDSHAKES},
 };
 
 /// The pod's slot.
@@ -77,7 +77,8 @@ impl Packet {
             remote_port: self.destination.1,
             pad: 0,
         };
-        state::handshake(&tuple).map(|entry| entry.kind)
+        // SAFETY: the number is copied at once.
+        unsafe { OWN_HANDSHAKES.get(tuple) }.map(|entry| entry.kind)
     }
 
     /// Returns the index of the listener for the packet's family, of two that follow each other.

@@ -81,7 +81,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let context =
         proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
-    let enroller = Enroller::new(args.node.clone(), capture.clone(), context.clone(), svids.clone());
+    let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
+    let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), svids.clone());
 
     let state = report::State::new(&args.node, &trust_domain, shutdown.clone());
     let report = report::Sources {

@@ -88,12 +88,16 @@ impl Sources {
             ("started", Box::new(move || started.check_started())),
             ("running", Box::new(move || running.check_running())),
         ];
-        let (pods, problems) = (self.pods.clone(), self.problems.clone());
+        let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods =
                 pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
-            pods.chain(problems.borrow().iter().map(ToString::to_string)).collect()
+            let problems = problems.borrow().clone();
+            let conflicts = mesh.borrow().conflicts();
+            pods.chain(problems.iter().map(ToString::to_string))
+                .chain(conflicts.iter().map(ToString::to_string))
+                .collect()
         });
         Admin { registry, checks, notes, dump: Box::new(move || self.dump()) }
     }
@@ -122,6 +126,7 @@ impl Sources {
             "destinations": mesh.destinations(&self.state.node).into_iter()
                 .map(|(address, what)| (address.to_string(), json!(format!("{what:?}").to_lowercase())))
                 .collect::<serde_json::Map<_, _>>(),
+            "conflicts": mesh.conflicts().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "problems": self.problems.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     }
@@ -157,6 +162,11 @@ impl Collector for Gauges {
                 "culvert_manifest_problems",
                 "Objects and files that could not be read",
                 self.problems.borrow().len(),
+            ),
+            (
+                "culvert_address_conflicts",
+                "Addresses that two live pods claim: traffic to them is refused",
+                mesh.conflicts().len(),
             ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),

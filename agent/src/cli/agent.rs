@@ -59,6 +59,12 @@ pub struct AgentArgs {
           value_parser = humantime::parse_duration)]
     pub grace_period: Duration,
 
+    /// How long a pod that was taken out of the mesh still receives tunnels: as long as its peers' agents may take to
+    /// hear of it. Its connections are not touched in either case.
+    #[arg(long, env = "CULVERT_LEAVE_PERIOD", value_name = "DURATION", default_value = "60s",
+          value_parser = humantime::parse_duration)]
+    pub leave_period: Duration,
+
     /// How many connections the agent carries at once [default: what the limit of open files allows].
     #[arg(long, env = "CULVERT_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
