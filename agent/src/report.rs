@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     admin::{Admin, Check},
@@ -81,6 +81,7 @@ impl Sources {
             pods: self.pods.clone(),
             capture: self.capture.clone(),
             pool: self.pool.clone(),
+            runtime: Handle::current(),
         }));
         let (started, running) = (self.state.clone(), self.state.clone());
         let checks: Vec<(&'static str, Check)> = vec![
@@ -139,6 +140,7 @@ struct Gauges {
     pods: Status,
     capture: Arc<Capture>,
     pool: Pool,
+    runtime: Handle,
 }
 
 impl Collector for Gauges {
@@ -168,6 +170,11 @@ impl Collector for Gauges {
             ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
+            (
+                "culvert_tasks",
+                "Tasks of the agent's runtime, the one that answers included",
+                self.runtime.metrics().num_alive_tasks(),
+            ),
         ];
         let mut counters = Vec::new();
         if let Ok(stats) = self.capture.stats() {

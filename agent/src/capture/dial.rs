@@ -4,16 +4,12 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use agent_ebpf::{Address, Socket as Mark, kind};
 use rand::Rng as _;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::{NetNs, reset_on_close, sys, tables::Tables};
 
@@ -56,8 +52,8 @@ impl Dialler {
 
     /// Connects to the application at the pod's own address, so that its `accept` and `getpeername` say `client`.
     ///
-    /// The connection comes from a random address of 127.0.0.0/8, or from ::1. What listens on 127.0.0.1 only is not
-    /// reached. Otherwise as [`Self::dial_plain`].
+    /// The connection comes from a random address of 127.0.0.0/8, or over IPv6 from the pod's own. What listens on
+    /// 127.0.0.1 only is not reached. Otherwise as [`Self::dial_plain`].
     ///
     /// `client` must be of the target's family, and the caller sees to it that its port is of no other live connection
     /// of that client address to this pod: servers take (address, port) for a name. The real port of the client has
@@ -71,38 +67,37 @@ impl Dialler {
             let what = format!("the client {client} and the application {target} are of different families");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let source = if target_ip.is_ipv4() {
-            // Some 16 million sources: neither TIME_WAIT nor a busy client runs out of ports.
-            IpAddr::V4(Ipv4Addr::from(0x7f00_0000 | rand::rng().random_range(2..0x00ff_ffff_u32)))
-        } else {
-            IpAddr::V6(Ipv6Addr::LOCALHOST)
-        };
         let mark = Mark {
             address: Address::from(client_ip),
             port: client.port().into(),
             kind: kind::DIAL,
             ..Mark::default()
         };
-        let stream = match source {
-            IpAddr::V4(_) => self.connect(Some(source), target, &mark).await?,
-            IpAddr::V6(_) => match timeout(SILENCE, self.connect(Some(source), target, &mark)).await {
-                Ok(connected) => connected?,
-                Err(_) => self.connect_from_itself(target, &mark).await?,
-            },
+        let stream = match target_ip {
+            // Some 16 million sources: neither TIME_WAIT nor a busy client runs out of ports.
+            IpAddr::V4(_) => {
+                let source = Ipv4Addr::from(0x7f00_0000 | rand::rng().random_range(2..0x00ff_ffff_u32));
+                self.connect(Some(source.into()), target, &mark).await?
+            }
+            IpAddr::V6(_) => self.dial_app_v6(target, &mark).await?,
         };
         reset_on_close(&stream)?;
         Ok(stream)
     }
 
-    /// Asks once more where ::1 got no answer, from the target's own address.
-    ///
-    /// The kernel cannot send a reset to ::1 from another address: it looks for the way out of the interface that holds
-    /// the address (net/ipv6/tcp_ipv6.c, `tcp_v6_send_response`: `rt6_need_strict`). A refusal would look like silence.
-    /// Not always from here: only connections with loopback at an end may take the ports of those in TIME_WAIT
-    /// (net.ipv4.tcp_tw_reuse is 2), so a client that closes first would soon find no port free.
-    async fn connect_from_itself(&self, target: SocketAddr, mark: &Mark) -> io::Result<TcpStream> {
-        let stream = self.connect(Some(target.ip()), target, mark).await?;
-        // With the target's own port as the source's, the socket is connected to itself (RFC 9293 §3.5).
+    /// IPv6 has only ::1 for loopback, and a reset never reaches it: the kernel wants the route to a loopback address by
+    /// the interface that the packet came in by (net/ipv6/tcp_ipv6.c, `tcp_v6_send_response`, `rt6_need_strict`), which
+    /// is that of the pod's address. A refused connection would time out, and one to an application that has closed would
+    /// hang. So it comes from the address that it goes to, and from ::1 only once all ports of that are in TIME_WAIT:
+    /// those of ::1 are used again after a second (net/ipv4/tcp_ipv4.c, `tcp_twsk_unique`).
+    async fn dial_app_v6(&self, target: SocketAddr, mark: &Mark) -> io::Result<TcpStream> {
+        let stream = match self.connect(Some(target.ip()), target, mark).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                self.connect(Some(Ipv6Addr::LOCALHOST.into()), target, mark).await?
+            }
+            connected => connected?,
+        };
+        // The kernel may choose the destination's port where nobody listens on it, and join the socket to itself.
         if stream.local_addr()? == stream.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
@@ -123,10 +118,6 @@ impl Dialler {
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 }
-
-/// How long a handshake within the pod may take before a refusal is thought of. It takes microseconds, unless the
-/// application's accept queue is full: then it takes the second until the next SYN, from wherever that comes.
-const SILENCE: Duration = Duration::from_millis(100);
 
 fn agent_mark() -> Mark {
     Mark { kind: kind::AGENT, ..Mark::default() }
