@@ -78,9 +78,9 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr))
 }
 
-fn succeeds(output: Output) -> String {
-    assert!(output.status.success(), "{}", text(&output));
-    text(&output)
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(output));
+    text(output)
 }
 
 fn count(objects: &BTreeSet<Object>, kind: &str) -> usize {
@@ -122,7 +122,7 @@ fn nothing_of_a_node_is_left_after_cleanup_and_nothing_else_is_touched() {
     assert!(client.connect(server.at(8080)).is_err(), "fails closed");
 
     // One node of two.
-    let said = succeeds(a.cleanup().unwrap());
+    let said = succeeds(&a.cleanup().unwrap());
     assert!(said.contains("removed ") && said.contains(mesh.node("node-a").unique_name()), "{said}");
     // The kernel frees late: after a grace period of RCU.
     eventually(PATIENCE, || match &of_a & &all_objects() {
@@ -139,14 +139,14 @@ fn nothing_of_a_node_is_left_after_cleanup_and_nothing_else_is_touched() {
     assert_eq!(echo.accepted(), seen + 2, "out of the mesh, the pod connects as before");
 
     // Again has nothing to do, and says so.
-    assert!(succeeds(a.cleanup().unwrap()).contains("nothing to remove"));
+    assert!(succeeds(&a.cleanup().unwrap()).contains("nothing to remove"));
 
     // After a kill, which leaves the socket too.
     let of_b = objects(&mesh, &b);
     b.kill9();
     assert!(b.socket().exists() && lock(&mesh, &b).exists());
     assert!(near.connect(server.at(8080)).is_err(), "fails closed");
-    succeeds(b.cleanup().unwrap());
+    succeeds(&b.cleanup().unwrap());
     eventually(PATIENCE, || match &of_b & &all_objects() {
         left if left.is_empty() => Ok(()),
         left => Err(format!("still there: {left:?}")),
@@ -173,7 +173,7 @@ fn status_shows_the_nodes_pods_and_what_is_wrong() {
     mesh.apply("broken.yaml", "kind: [\n").unwrap();
     eventually(PATIENCE, || agent.get("/healthz/ready").unwrap().body.contains("broken.yaml"));
 
-    let said = succeeds(agent.cli(&["status"]).unwrap());
+    let said = succeeds(&agent.cli(&["status"]).unwrap());
     for part in [
         "taking connections",
         "default/client",
@@ -209,7 +209,7 @@ fn an_authority_is_made_once_and_its_keys_are_for_root_alone() {
         let mut command = Command::new(lab::culvert().unwrap());
         command.args(["ca", "init"]).arg(&ca).args(["--trust-domain", "example.org"]).output().unwrap()
     };
-    let said = succeeds(init());
+    let said = succeeds(&init());
     assert!(said.contains("example.org") && said.contains("root.key"), "{said}");
     let made = files(&ca);
     assert!(made.len() >= 4, "{made:?}");

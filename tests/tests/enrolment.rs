@@ -70,7 +70,7 @@ impl World {
 }
 
 fn gauge(agent: &Agent, name: &str) -> f64 {
-    agent.metrics().map(|metrics| metrics.sum(name, &[])).unwrap_or(-1.0)
+    agent.metrics().map_or(-1.0, |metrics| metrics.sum(name, &[]))
 }
 
 fn readiness(agent: &Agent) -> String {
@@ -230,9 +230,9 @@ fn a_change_of_the_manifests_takes_effect_within_a_second() {
             let start = Instant::now();
             let wanted = f64::from(round % 2);
             if wanted == 0.0 {
-                pod.unenroll().unwrap()
+                pod.unenroll().unwrap();
             } else {
-                pod.enroll().unwrap()
+                pod.enroll().unwrap();
             }
             eventually(PATIENCE, || enrolled() == wanted);
             start.elapsed()

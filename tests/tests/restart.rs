@@ -117,7 +117,7 @@ fn a_transfer_that_is_cut_ends_in_a_reset_at_both_ends() {
         Resting,
     }
     let world = World::new(&[]);
-    let (ended, ends) = mpsc::channel();
+    let (ended, ends) = mpsc::sync_channel(64);
     let ended = Mutex::new(ended);
     let _reader = world.server.serve(8080, move |mut stream: TcpStream| {
         let ended = ended.lock().unwrap().clone();
@@ -211,7 +211,7 @@ fn connections_finish_after_sigterm_and_new_ones_are_refused_until_a_restart() {
 #[test]
 fn connections_are_reset_when_the_grace_period_is_over_and_the_agent_ends() {
     let world = World::new(&["--grace-period", "1s"]);
-    let (ended, ends) = mpsc::channel();
+    let (ended, ends) = mpsc::sync_channel(64);
     let ended = Mutex::new(ended);
     let server = world.server.serve(8080, move |mut stream: TcpStream| {
         let ended = ended.lock().unwrap().clone();
