@@ -55,7 +55,11 @@ pub mod maps {
     /// [`super::counter`] -> how often, a `u64` for each CPU.
     pub const COUNTERS: &str = "COUNTERS";
 
-    /// All of them.
+    /// [`super::Tuple`] -> [`super::Handshake`]: the one that belongs into `HANDSHAKES` for the pod that a copy of the
+    /// programs is loaded for. Not pinned by itself.
+    pub const OWN_HANDSHAKES: &str = "OWN_HANDSHAKES";
+
+    /// All that are pinned.
     pub const ALL: [&str; 9] =
         [PODS, TABLE, DESTINATIONS, RANGES, HANDSHAKES, NAMES, SOCKETS, LISTENERS, COUNTERS];
 }

@@ -16,12 +16,15 @@ use agent_ebpf::{Address, HBONE_PORT, LAST_REDIRECT_PORT, Pod, Tuple, counter, k
 
 use crate::{
     context::{IPPROTO_TCP, Packet},
-    state::{self, LISTENERS},
+    state::{self, LISTENERS, OWN_HANDSHAKES},
 };
 
 /// The pod's slot.
 #[unsafe(no_mangle)]
 static SLOT: Global<u32> = Global::new(u32::MAX);
+/// The pod's network namespace, in which this copy runs: the slot may be another pod's by now.
+#[unsafe(no_mangle)]
+static NETNS: Global<u64> = Global::new(0);
 
 #[inline(always)]
 pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
@@ -30,7 +33,7 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
         return SK_PASS; // the hook runs for UDP too
     }
     let Some(pod) = state::pod_at(SLOT.load()) else { return SK_PASS };
-    if pod.netns == 0 {
+    if pod.netns != NETNS.load() {
         return SK_PASS;
     }
     let packet = Packet::read(ctx.lookup);
@@ -74,7 +77,8 @@ impl Packet {
             remote_port: self.destination.1,
             pad: 0,
         };
-        state::handshake(&tuple).map(|entry| entry.kind)
+        // SAFETY: the number is copied at once.
+        unsafe { OWN_HANDSHAKES.get(tuple) }.map(|entry| entry.kind)
     }
 
     /// Returns the index of the listener for the packet's family, of two that follow each other.

@@ -32,6 +32,10 @@ pub(crate) static DESTINATIONS: HashMap<Address, u32, { MAX_DESTINATIONS as usiz
 pub(crate) static RANGES: LpmTrie<Address, u32, { MAX_RANGES as usize }> = LpmTrie::new();
 #[btf_map]
 static HANDSHAKES: HashOfMaps<u64, Handshakes, { MAX_PODS as usize }> = HashOfMaps::new();
+/// The map that a pod's own copy of `sk_lookup` looks into, and that [`HANDSHAKES`] has for the pod: made with each copy
+/// of the object. Made by itself it would not fit: kernels before 6.2 compare what is known of the values' types.
+#[btf_map]
+pub(crate) static OWN_HANDSHAKES: Handshakes = Handshakes::new();
 #[btf_map]
 pub(crate) static NAMES: HashMap<Tuple, Name, { MAX_NAMES as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map]

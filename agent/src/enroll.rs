@@ -2,7 +2,7 @@
 //! maps, its listeners and its certificate.
 //!
 //! ```text
-//! absent ──enrol──► enrolled ──label gone──► leaving (no new captures; HBONE still served for a minute) ──► absent
+//! absent ──enrol──► enrolled ──label gone──► leaving (no new captures; HBONE still served for the leave period) ──► absent
 //!                      └─────────pod gone──► absent, its connections ended
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -27,9 +28,19 @@ use crate::{
     proxy::{Context, Pod},
 };
 
+/// Whose pods are enrolled, and how they leave.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name.
+    pub node: String,
+    /// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
+    pub leave_period: Duration,
+}
+
 /// Enrols this node's pods.
 pub struct Enroller {
     node: String,
+    leave_period: Duration,
     capture: Arc<Capture>,
     context: Arc<Context>,
     svids: SvidStore,
@@ -52,7 +63,7 @@ pub struct PodStatus {
     /// Its identity.
     pub identity: String,
     /// Its addresses.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// `enrolled`, `leaving`, or why it is not.
     pub state: String,
 }
@@ -60,26 +71,30 @@ pub struct PodStatus {
 struct Member {
     pod: Pod,
     netns: NetnsRef,
-    /// Since when the pod leaves the mesh, where it does.
+    /// When the pod has left the mesh, where it leaves.
     leaving: Option<Instant>,
 }
 
 struct Failure {
     error: String,
+    /// What was tried.
+    netns: Option<NetnsRef>,
+    addresses: Vec<IpAddr>,
     attempts: u32,
     retry: Instant,
 }
 
-/// How long a pod that left the mesh still receives tunnels: peers learn of it by then.
-const LEAVING: Duration = Duration::from_secs(60);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// An attempt costs some microseconds, and who has repaired a pod looks on.
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Enroller {
-    /// Prepares to enrol the pods of `node`.
-    pub fn new(node: String, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+    /// Prepares to enrol the pods of the node.
+    pub fn new(config: Config, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+        let Config { node, leave_period } = config;
         Self {
             node,
+            leave_period,
             capture,
             context,
             svids,
@@ -131,6 +146,8 @@ impl Enroller {
                 let workload = member.pod.workload();
                 tracing::warn!(pod = %workload, %error, "draining the pod's listeners failed");
             }
+            // Only now: a listener that closes while the kernel still steers to it resets what it is handed.
+            member.pod.close();
         }
         // The pods' descriptors live until the last connection has ended.
         self.context.finished().await;
@@ -150,8 +167,12 @@ impl Enroller {
         self.capture.set_destinations(&snapshot.destinations(&self.node))?;
         self.retain_identities(&wanted);
         for (uid, workload) in wanted {
-            if let Err(error) = self.keep(&workload) {
-                self.note_failure(uid, &workload, &error);
+            if self.waits(&workload) {
+                continue;
+            }
+            match self.keep(&workload) {
+                Ok(()) => drop(self.failures.remove(&uid)),
+                Err(error) => self.note_failure(uid, &workload, &error),
             }
         }
         self.context.forget_peers(snapshot);
@@ -174,7 +195,7 @@ impl Enroller {
                 ended.push((uid.clone(), true));
             } else if member.leaving.is_none() {
                 tracing::info!(pod = %workload, "the pod leaves the mesh");
-                member.leaving = Some(now + LEAVING);
+                member.leaving = Some(now + self.leave_period);
                 if let Err(error) = member.pod.capture().stop_capture() {
                     tracing::error!(pod = %workload, %error, "its traffic is still captured");
                 }
@@ -185,7 +206,10 @@ impl Enroller {
         for (uid, gone) in ended {
             if let Some(member) = self.pods.remove(&uid) {
                 end(&member, gone);
-                self.context.forget_source(&uid);
+                // What a pod opened while it was in the mesh outlives its membership, however long it takes.
+                if gone {
+                    self.context.forget_source(&uid);
+                }
             }
         }
     }
@@ -200,11 +224,18 @@ impl Enroller {
         }
     }
 
+    /// Whether a pod that could not be enrolled waits for its next attempt. A change of its manifest may be the remedy,
+    /// and is tried at once.
+    fn waits(&self, workload: &Workload) -> bool {
+        self.failures.get(&workload.uid).is_some_and(|failure| {
+            failure.retry > Instant::now()
+                && failure.netns == workload.netns
+                && failure.addresses == workload.addresses
+        })
+    }
+
     /// Enrols a pod, or keeps one that is enrolled up to date.
     fn keep(&mut self, workload: &Arc<Workload>) -> Result<(), EnrollError> {
-        if self.failures.get(&workload.uid).is_some_and(|failure| failure.retry > Instant::now()) {
-            return Ok(());
-        }
         let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
@@ -230,22 +261,24 @@ impl Enroller {
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.failures.remove(&workload.uid);
         self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, leaving: None });
         Ok(())
     }
 
     fn note_failure(&mut self, uid: Arc<str>, workload: &Workload, error: &EnrollError) {
+        let error = error.to_string();
         let attempts = self.failures.get(&uid).map_or(1, |failure| failure.attempts + 1);
+        let known = self.failures.get(&uid).is_some_and(|failure| failure.error == error);
         let delay = RETRY_FIRST.saturating_mul(1 << attempts.min(10)).min(RETRY_MAX);
-        // Once when it fails, then quietly: what it is stands in the readiness detail until it is over.
-        if attempts == 1 {
+        // Once for each cause, then quietly: what it is stands in the readiness detail until it is over.
+        if !known {
             tracing::error!(pod = %workload, %error, "the pod cannot be enrolled; it is tried again");
         } else {
             tracing::debug!(pod = %workload, %error, attempts, "the pod still cannot be enrolled");
         }
-        self.failures
-            .insert(uid, Failure { error: error.to_string(), attempts, retry: Instant::now() + delay });
+        let (netns, addresses) = (workload.netns.clone(), workload.addresses.clone());
+        let retry = Instant::now() + delay;
+        self.failures.insert(uid, Failure { error, netns, addresses, attempts, retry });
     }
 
     fn next_deadline(&self) -> Instant {

@@ -76,12 +76,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let metrics = proxy::Metrics::register(&mut registry);
     let config = proxy::Config {
         access_log: args.access_log,
-        max_connections: args.max_connections.unwrap_or(files.saturating_sub(RESERVED_FILES) / 2).max(1),
+        max_connections: args.max_connections.unwrap_or(connections_within(files)),
         hold_unknown: !args.pod_ranges.is_empty(),
     };
     let context =
         proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
-    let enroller = Enroller::new(args.node.clone(), capture.clone(), context.clone(), svids.clone());
+    let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
+    let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), svids.clone());
 
     let state = report::State::new(&args.node, &trust_domain, shutdown.clone());
     let report = report::Sources {
@@ -151,8 +152,20 @@ fn default_socket(node: &str) -> PathBuf {
 /// How long tunnels without streams may take to close.
 const POOL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Descriptors that are no connections: maps, links, listeners, namespaces of some hundred pods.
-const RESERVED_FILES: usize = 4096;
+/// Returns how many connections fit into a limit of open files: each has one descriptor, a tunnel that few share one
+/// more, and a quarter is for what is no connection (maps, links, listeners and namespaces of some hundred pods).
+fn connections_within(files: usize) -> usize {
+    if files < MODEST_FILES {
+        tracing::warn!(
+            files,
+            "the limit of open files is low: raise it (LimitNOFILE, ulimit -Hn) to carry more connections"
+        );
+    }
+    (files / 4 * 3 / 2).max(1)
+}
+
+/// Below this an agent soon refuses connections.
+const MODEST_FILES: usize = 16_384;
 
 /// Raises the limit of open files to what the process may have, and returns it.
 fn raise_file_limit() -> anyhow::Result<usize> {

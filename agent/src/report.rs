@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
     admin::{Admin, Check},
@@ -81,18 +81,23 @@ impl Sources {
             pods: self.pods.clone(),
             capture: self.capture.clone(),
             pool: self.pool.clone(),
+            runtime: Handle::current(),
         }));
         let (started, running) = (self.state.clone(), self.state.clone());
         let checks: Vec<(&'static str, Check)> = vec![
             ("started", Box::new(move || started.check_started())),
             ("running", Box::new(move || running.check_running())),
         ];
-        let (pods, problems) = (self.pods.clone(), self.problems.clone());
+        let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods =
                 pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
-            pods.chain(problems.borrow().iter().map(ToString::to_string)).collect()
+            let problems = problems.borrow().clone();
+            let conflicts = mesh.borrow().conflicts();
+            pods.chain(problems.iter().map(ToString::to_string))
+                .chain(conflicts.iter().map(ToString::to_string))
+                .collect()
         });
         Admin { registry, checks, notes, dump: Box::new(move || self.dump()) }
     }
@@ -121,6 +126,7 @@ impl Sources {
             "destinations": mesh.destinations(&self.state.node).into_iter()
                 .map(|(address, what)| (address.to_string(), json!(format!("{what:?}").to_lowercase())))
                 .collect::<serde_json::Map<_, _>>(),
+            "conflicts": mesh.conflicts().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "problems": self.problems.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     }
@@ -134,6 +140,7 @@ struct Gauges {
     pods: Status,
     capture: Arc<Capture>,
     pool: Pool,
+    runtime: Handle,
 }
 
 impl Collector for Gauges {
@@ -156,8 +163,18 @@ impl Collector for Gauges {
                 "Objects and files that could not be read",
                 self.problems.borrow().len(),
             ),
+            (
+                "culvert_address_conflicts",
+                "Addresses that two live pods claim: traffic to them is refused",
+                mesh.conflicts().len(),
+            ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
+            (
+                "culvert_tasks",
+                "Tasks of the agent's runtime, the one that answers included",
+                self.runtime.metrics().num_alive_tasks(),
+            ),
         ];
         let mut counters = Vec::new();
         if let Ok(stats) = self.capture.stats() {

@@ -189,10 +189,11 @@ impl Agent {
         &self.recipe.files.socket
     }
 
-    /// Runs another subcommand of the same binary in the node's namespace: `agent.cli(&["status", …])`.
+    /// Runs another subcommand of the same binary in the node's namespace, told of the agent's socket as the agent was:
+    /// `agent.cli(&["status"])`.
     pub fn cli(&self, args: &[&str]) -> Result<Output> {
         let mut command = self.recipe.netns.command(&self.recipe.binary.display().to_string());
-        command.args(args).output().context("running culvert")
+        command.args(args).env("CULVERT_SOCKET", self.socket()).output().context("running culvert")
     }
 
     /// SIGKILL.

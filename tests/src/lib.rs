@@ -26,6 +26,7 @@
 mod access_log;
 mod agent;
 mod capture;
+mod certificate;
 mod files;
 pub mod http;
 mod interrupt;
@@ -36,6 +37,7 @@ mod metrics;
 mod netns;
 mod node;
 mod pcap;
+mod peer;
 mod pod;
 mod process;
 mod registry;
@@ -48,12 +50,14 @@ pub use self::{
     access_log::AccessRecord,
     agent::{Agent, AgentBuilder, culvert},
     capture::{Capture, Captured},
+    certificate::{CertificateBuilder, Credentials},
     interrupt::wait_for_interrupt,
     mesh::{Mesh, MeshBuilder},
     metrics::{Metrics, Sample},
     netns::NetNs,
     node::Node,
     pcap::{Flow, TlsRecords},
+    peer::Peer,
     pod::{Pod, PodBuilder},
     process::Process,
     service::{Service, ServiceBuilder},

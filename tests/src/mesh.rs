@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    AgentBuilder, Capture, NetNs, Node, PodBuilder, ServiceBuilder, agent,
+    AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, ServiceBuilder, agent,
     files::Manifests,
     interrupt,
     ip::batch,
@@ -98,6 +98,11 @@ impl Mesh {
         let directory = self.shared.directory.join(name);
         agent::make_ca(&directory, trust_domain)?;
         Ok(directory)
+    }
+
+    /// A certificate for `identity` by the authority in the directory `ca`, to be issued.
+    pub fn certificate(&self, ca: &Path, identity: &str) -> CertificateBuilder {
+        CertificateBuilder::new(Arc::clone(&self.shared), ca, identity)
     }
 
     /// A node by its name.

@@ -156,12 +156,28 @@ fn end_processes(namespaces: &[PathBuf]) -> Result<()> {
         .filter_map(|path| fs::metadata(path).ok())
         .map(|file| (file.dev(), file.ino()))
         .collect();
-    for pid in processes_in(&inodes) {
-        // ESRCH: it went by itself.
-        let _ = kill(pid, Signal::SIGKILL);
-    }
-    try_eventually(Duration::from_secs(5), || processes_in(&inodes).is_empty())
+    let mut killed = HashSet::new();
+    let all_ended = || {
+        // Again and again: one that forks while it is looked for would get away.
+        for pid in processes_in(&inodes) {
+            // ESRCH: it went by itself.
+            let _ = kill(pid, Signal::SIGKILL);
+            killed.insert(pid);
+        }
+        killed.retain(|pid| !has_ended(*pid));
+        killed.is_empty()
+    };
+    try_eventually(Duration::from_secs(10), all_ended)
         .context("processes in the mesh's namespaces do not end")
+}
+
+/// Whether the process is gone or a zombie without threads. A thread that is still ending holds its descriptors, and with
+/// them the lock on its agent's pins, when the first thread has left its namespace already.
+fn has_ended(pid: Pid) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+    let zombie = field("State:").is_some_and(|state| state.starts_with(['Z', 'X']));
+    zombie && field("Threads:").is_none_or(|threads| matches!(threads, "0" | "1"))
 }
 
 fn processes_in(namespaces: &HashSet<(u64, u64)>) -> Vec<Pid> {

@@ -1,25 +1,31 @@
 //! `culvert cleanup`: leaves the node as if there had never been an agent.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use super::{Error, lock::Lock, pins};
+use super::{
+    Error,
+    lock::{self, Lock},
+    pins,
+};
 
-/// Removes what agents of one node, or of all, have pinned.
+/// Removes what agents of one node, or of all, have pinned, and their files in `/run/culvert`. Nothing is removed where
+/// one of them runs.
 pub(super) fn run(node: Option<&str>, bpffs: &Path) -> Result<Vec<String>, Error> {
     let nodes = match node {
-        Some(node) => vec![node.to_owned()],
-        None => pins::nodes(bpffs)?,
+        Some(node) => BTreeSet::from([node.to_owned()]),
+        None => pins::nodes(bpffs)?.into_iter().chain(lock::nodes()).collect(),
     };
+    let locked: Vec<_> = nodes
+        .iter()
+        .map(|node| Ok((pins::node_directory(bpffs, node)?, Lock::acquire(node)?)))
+        .collect::<Result<_, Error>>()?;
     let mut removed = Vec::new();
-    for node in nodes {
-        let directory = pins::node_directory(bpffs, &node)?;
-        let lock = Lock::acquire(&node)?;
+    for (directory, lock) in locked {
         if directory.exists() {
-            let pins = pins::remove_tree(&directory)?;
-            removed.extend(pins.iter().map(|path| path.display().to_string()));
+            removed.extend(pins::remove_tree(&directory)?);
         }
-        lock.remove();
+        removed.extend(lock.remove());
     }
     pins::remove_root(bpffs);
-    Ok(removed)
+    Ok(removed.iter().map(|path| path.display().to_string()).collect())
 }

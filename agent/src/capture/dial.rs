@@ -52,8 +52,8 @@ impl Dialler {
 
     /// Connects to the application at the pod's own address, so that its `accept` and `getpeername` say `client`.
     ///
-    /// The connection comes from a random address of 127.0.0.0/8, or from ::1. What listens on 127.0.0.1 only is not
-    /// reached. Otherwise as [`Self::dial_plain`].
+    /// The connection comes from a random address of 127.0.0.0/8, or over IPv6 from the pod's own. What listens on
+    /// 127.0.0.1 only is not reached. Otherwise as [`Self::dial_plain`].
     ///
     /// `client` must be of the target's family, and the caller sees to it that its port is of no other live connection
     /// of that client address to this pod: servers take (address, port) for a name. The real port of the client has
@@ -67,20 +67,40 @@ impl Dialler {
             let what = format!("the client {client} and the application {target} are of different families");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let source = if target_ip.is_ipv4() {
-            // Some 16 million sources: neither TIME_WAIT nor a busy client runs out of ports.
-            IpAddr::V4(Ipv4Addr::from(0x7f00_0000 | rand::rng().random_range(2..0x00ff_ffff_u32)))
-        } else {
-            IpAddr::V6(Ipv6Addr::LOCALHOST)
-        };
         let mark = Mark {
             address: Address::from(client_ip),
             port: client.port().into(),
             kind: kind::DIAL,
             ..Mark::default()
         };
-        let stream = self.connect(Some(source), target, &mark).await?;
+        let stream = match target_ip {
+            // Some 16 million sources: neither TIME_WAIT nor a busy client runs out of ports.
+            IpAddr::V4(_) => {
+                let source = Ipv4Addr::from(0x7f00_0000 | rand::rng().random_range(2..0x00ff_ffff_u32));
+                self.connect(Some(source.into()), target, &mark).await?
+            }
+            IpAddr::V6(_) => self.dial_app_v6(target, &mark).await?,
+        };
         reset_on_close(&stream)?;
+        Ok(stream)
+    }
+
+    /// IPv6 has only ::1 for loopback, and a reset never reaches it: the kernel wants the route to a loopback address by
+    /// the interface that the packet came in by (net/ipv6/tcp_ipv6.c, `tcp_v6_send_response`, `rt6_need_strict`), which
+    /// is that of the pod's address. A refused connection would time out, and one to an application that has closed would
+    /// hang. So it comes from the address that it goes to, and from ::1 only once all ports of that are in TIME_WAIT:
+    /// those of ::1 are used again after a second (net/ipv4/tcp_ipv4.c, `tcp_twsk_unique`).
+    async fn dial_app_v6(&self, target: SocketAddr, mark: &Mark) -> io::Result<TcpStream> {
+        let stream = match self.connect(Some(target.ip()), target, mark).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                self.connect(Some(Ipv6Addr::LOCALHOST.into()), target, mark).await?
+            }
+            connected => connected?,
+        };
+        // The kernel may choose the destination's port where nobody listens on it, and join the socket to itself.
+        if stream.local_addr()? == stream.peer_addr()? {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         Ok(stream)
     }
 

@@ -56,7 +56,8 @@ pub enum Error {
     },
     /// A pod's network namespace cannot be entered, or its sockets not be made.
     #[error(
-        "network namespace {netns}: {source}; the pod may have ended, or the agent lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE"
+        "network namespace {netns}: {source}; check the annotation culvert.dev/netns: the pod may have ended, or the agent \
+         lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE"
     )]
     Netns {
         /// Which namespace.

@@ -34,7 +34,13 @@ impl Listeners {
         // In the order of `agent_ebpf::listener`.
         let bound = netns.run(|| {
             let listeners = [bind(v4)?, bind(v6)?, bind(v4)?, bind(v6)?];
-            // Accepted sockets inherit both, from the moment on when they are in the queue.
+            // Accepted sockets inherit all of these, from the moment on when they are in the queue.
+            for listener in listeners.iter().flatten() {
+                // What is accepted has the local port that the client asked for, 15008 for one. With this, and only where
+                // both sides have it, as servers do, an application can still listen on that port. Not before our own
+                // bind: that must not share a port with anybody.
+                SockRef::from(listener).set_reuse_address(true)?;
+            }
             for application in listeners[..2].iter().flatten() {
                 reset_on_close(application)?;
                 SockRef::from(application).set_tcp_nodelay(true)?;

@@ -16,6 +16,12 @@ use super::Error;
 /// Where the lock files are. Not beside the pins: bpffs holds no regular files.
 const DIRECTORY: &str = "/run/culvert";
 
+/// Returns the names of the nodes that have a lock file.
+pub(super) fn nodes() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".lock")?.to_owned()))
+}
+
 /// The lock of one node, held until dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -54,11 +60,14 @@ impl Lock {
         }
     }
 
-    /// Gives the lock back and leaves no file.
-    pub(super) fn remove(self) {
+    /// Gives the lock back and leaves no file; also not the socket of an agent that was killed, which is returned.
+    pub(super) fn remove(self) -> Option<PathBuf> {
+        let socket = self.path.with_extension("sock");
+        let removed = fs::remove_file(&socket).is_ok();
         // Nothing depends on it: a file that stays is taken over by the next agent.
         let _ = fs::remove_file(&self.path);
         // Another node's lock keeps the directory.
         let _ = fs::remove_dir(DIRECTORY);
+        removed.then_some(socket)
     }
 }

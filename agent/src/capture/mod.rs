@@ -90,6 +90,7 @@ impl Capture {
         let tables = programs::load(&pins, &cgroup::root()?)?;
         tables.set_ranges(&config.pod_ranges)?;
         let slots = Slots::adopt(&tables)?;
+        pins.remove_pod_links_except(&slots.netns())?;
         Ok(Self { pins, tables: Arc::new(tables), slots, host: NetNs::current()?, _lock: lock })
     }
 

@@ -59,7 +59,8 @@ impl NetNs {
     }
 
     fn new(file: File, name: String) -> io::Result<Self> {
-        if sys::namespace_type(file.as_fd())? != libc::CLONE_NEWNET {
+        // ENOTTY is what a file that is no namespace at all gives.
+        if !sys::namespace_type(file.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
         }
         let cookie = run_in(&file, sys::netns_cookie)??;

@@ -59,6 +59,17 @@ impl Pins {
         self.layout.join(format!("pod-{netns}"))
     }
 
+    /// Removes the links of pods whose enrolment an earlier agent did not live to finish.
+    pub(super) fn remove_pod_links_except(&self, enrolled: &[u64]) -> Result<(), Error> {
+        for path in entries(&self.layout)? {
+            let netns = path.file_name().and_then(|name| name.to_str()?.strip_prefix("pod-")?.parse().ok());
+            if netns.is_some_and(|netns| !enrolled.contains(&netns)) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what agents of another layout left.
     pub(super) fn remove_other_layouts(&self) -> Result<(), Error> {
         for path in entries(&self.node)? {

@@ -169,10 +169,9 @@ fn start(
     let tables = &capture.tables;
     let listeners = Listeners::bind(netns, addresses)?;
     let ports = listeners.ports().map_err(Error::netns(netns))?;
-    tables.open_handshakes(netns.cookie())?;
     tables.write_pod(slot, &Pod { ports, captures: 1, ..entry })?;
     listeners.publish(tables, slot)?;
-    programs::attach_pod(&capture.pins, netns, slot)?;
+    programs::attach_pod(&capture.pins, tables, netns, slot)?;
     tables.admit(netns.cookie(), slot)?;
     Ok(listeners)
 }

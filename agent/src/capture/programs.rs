@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use agent_ebpf::maps;
 use aya::{
     Ebpf, EbpfLoader,
     pin::PinError,
@@ -16,7 +17,12 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 
-use super::{Error, NetNs, pins::Pins, sys, tables::Tables};
+use super::{
+    Error, NetNs,
+    pins::Pins,
+    sys,
+    tables::{self, Tables},
+};
 
 /// The object that `build.rs` made of `agent-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
@@ -32,7 +38,7 @@ const POD_PROGRAM: &str = "culvert_lookup";
 /// Loads the programs of the node and attaches them to the cgroup root, or puts them in the place of those that an
 /// earlier agent attached.
 pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
-    let mut ebpf = object(pins, u32::MAX)?;
+    let mut ebpf = object(pins, u32::MAX, 0)?;
     for name in NODE_PROGRAMS {
         let program = ebpf.program_mut(name).expect("build.rs has built this program");
         load_one(program).map_err(Error::program(name))?;
@@ -42,18 +48,20 @@ pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
     Tables::new(&mut ebpf)
 }
 
-/// Loads a copy of the pod program for one slot and attaches it to the pod's namespace, or puts it in the place of the
-/// one that an earlier agent attached.
-pub(super) fn attach_pod(pins: &Pins, netns: &NetNs, slot: u32) -> Result<(), Error> {
-    let mut ebpf = object(pins, slot)?;
+/// Loads a copy of the pod program for one slot, with a map of handshakes for both it and the node's programs, and
+/// attaches it to the pod's namespace, or puts it in the place of the one that an earlier agent attached.
+pub(super) fn attach_pod(pins: &Pins, tables: &Tables, netns: &NetNs, slot: u32) -> Result<(), Error> {
+    let mut ebpf = object(pins, slot, netns.cookie())?;
     let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
     load_one(program).map_err(Error::program(POD_PROGRAM))?;
+    tables.set_handshakes(netns.cookie(), &tables::take(&mut ebpf, maps::OWN_HANDSHAKES)?)?;
+    let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
     place(program, &pins.pod_link(netns.cookie()), |program| attach_to_netns(program, netns))
         .map_err(Error::program(POD_PROGRAM))
 }
 
 /// Parses the object and makes its maps, or opens those that are pinned.
-fn object(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
+fn object(pins: &Pins, slot: u32, netns: u64) -> Result<Ebpf, Error> {
     let supported =
         |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
@@ -61,9 +69,10 @@ fn object(pins: &Pins, slot: u32) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SLOT", &slot, true)
+        .override_global("NETNS", &netns, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP_SOCK", &mptcp_sock, true);
-    for name in agent_ebpf::maps::ALL {
+    for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     Ok(loader.load(OBJECT)?)

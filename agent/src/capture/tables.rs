@@ -9,8 +9,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Address, Handshake, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_PODS, MAX_RANGES, Name, Pod, Socket, Tuple,
-    action, listener, maps,
+    Address, Handshake, MAX_DESTINATIONS, MAX_PODS, MAX_RANGES, Name, Pod, Socket, Tuple, action, listener,
+    maps,
 };
 use aya::{
     Ebpf,
@@ -23,9 +23,6 @@ use ipnet::IpNet;
 
 use super::Error;
 use crate::mesh::Destination;
-
-/// `BPF_F_NO_PREALLOC` of <linux/bpf.h>, as the template of the inner maps has it.
-const NO_PREALLOC: u32 = 1;
 
 /// A pod's own map of handshakes.
 pub(super) type Handshakes = BpfHashMap<MapData, Tuple, Handshake>;
@@ -115,10 +112,8 @@ impl Tables {
     }
 
     /// Gives a pod its own, empty map of handshakes; those that were under way are refused.
-    pub(super) fn open_handshakes(&self, netns: u64) -> Result<(), Error> {
-        let failed = |error| Error::map(maps::HANDSHAKES)(error);
-        let own = Handshakes::create(MAX_HANDSHAKES, NO_PREALLOC).map_err(failed)?;
-        lock(&self.handshakes).insert(netns, &own, 0).map_err(failed)
+    pub(super) fn set_handshakes(&self, netns: u64, own: &Handshakes) -> Result<(), Error> {
+        lock(&self.handshakes).insert(netns, own, 0).map_err(Error::map(maps::HANDSHAKES))
     }
 
     /// Returns how many handshakes of a pod are under way.
@@ -247,7 +242,11 @@ impl Destinations {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+/// Takes a map out of a loaded object.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
     ebpf.take_map(name).expect("build.rs has built this map").try_into().map_err(Error::map(name))
 }
 

@@ -1,6 +1,6 @@
 //! `culvert agent`: run the agent of a node.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -59,6 +59,12 @@ pub struct AgentArgs {
           value_parser = humantime::parse_duration)]
     pub grace_period: Duration,
 
+    /// How long a pod that was taken out of the mesh still receives tunnels: as long as its peers' agents may take to
+    /// hear of it. Its connections are not touched in either case.
+    #[arg(long, env = "CULVERT_LEAVE_PERIOD", value_name = "DURATION", default_value = "60s",
+          value_parser = humantime::parse_duration)]
+    pub leave_period: Duration,
+
     /// How many connections the agent carries at once; a pod or client alone may have half of them, and less the more
     /// there are, so that nobody keeps the others out [default: what the limit of open files allows].
     #[arg(long, env = "CULVERT_MAX_CONNECTIONS", value_name = "N")]
@@ -94,6 +100,7 @@ pub enum LogFormat {
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

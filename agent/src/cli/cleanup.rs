@@ -1,6 +1,10 @@
 //! `culvert cleanup`: leave the node as it was.
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    os::unix::{fs::FileTypeExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 
@@ -16,6 +20,10 @@ pub(super) struct CleanupArgs {
     #[arg(long, env = "CULVERT_NODE")]
     node: Option<String>,
 
+    /// The agent's unix socket, where it had one of its own [default: those in /run/culvert].
+    #[arg(long, env = "CULVERT_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+
     /// Where the BPF file system is.
     #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
@@ -23,7 +31,8 @@ pub(super) struct CleanupArgs {
 
 /// Removes everything and says what it was.
 pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<()> {
-    let removed = Capture::cleanup(args.node.as_deref(), &args.bpffs)?;
+    let mut removed = Capture::cleanup(args.node.as_deref(), &args.bpffs)?;
+    removed.extend(args.socket.as_deref().and_then(remove_socket));
     for what in &removed {
         println!("removed {what}");
     }
@@ -31,4 +40,11 @@ pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<()> {
         println!("nothing to remove: Culvert left nothing here");
     }
     Ok(())
+}
+
+/// Removes the socket that an agent left, and nothing else that may be there.
+fn remove_socket(path: &Path) -> Option<String> {
+    let dead = UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    let socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    (dead && socket && fs::remove_file(path).is_ok()).then(|| path.display().to_string())
 }

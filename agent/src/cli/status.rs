@@ -14,7 +14,11 @@ use serde_json::Value;
 /// Show what the agent of this node does
 #[derive(Args, Clone, Debug)]
 pub(super) struct StatusArgs {
-    /// The agent's unix socket [default: the only one in /run/culvert].
+    /// The node's name, where several agents run on one machine [default: the only one that runs].
+    #[arg(long, env = "CULVERT_NODE")]
+    node: Option<String>,
+
+    /// The agent's unix socket, where it was given one of its own [default: /run/culvert/NODE.sock].
     #[arg(long, env = "CULVERT_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 
@@ -25,9 +29,10 @@ pub(super) struct StatusArgs {
 
 /// Prints readiness and the node's pods.
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
-    let socket = match &args.socket {
-        Some(socket) => socket.clone(),
-        None => only_socket()?,
+    let socket = match (&args.socket, &args.node) {
+        (Some(socket), _) => socket.clone(),
+        (None, Some(node)) => crate::default_socket(node),
+        (None, None) => only_socket()?,
     };
     let dump = ask(&socket, "/config_dump")?;
     if args.json {
@@ -56,14 +61,25 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
 fn only_socket() -> anyhow::Result<PathBuf> {
     let directory = Path::new("/run/culvert");
     let sockets: Vec<_> = std::fs::read_dir(directory)
-        .with_context(|| format!("no agent runs here: {} cannot be read", directory.display()))?
+        .with_context(|| {
+            format!(
+                "no agent runs here: {} cannot be read (an agent with a --socket of its own is asked by --socket)",
+                directory.display()
+            )
+        })?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
         .collect();
     match sockets.as_slice() {
         [socket] => Ok(socket.clone()),
-        [] => bail!("no agent runs here: {} holds no socket", directory.display()),
-        several => bail!("several agents run here: pick one with --socket, of {several:?}"),
+        [] => bail!(
+            "no agent runs here: {} holds no socket (an agent with a --socket of its own is asked by --socket)",
+            directory.display()
+        ),
+        several => {
+            let nodes: Vec<_> = several.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
+            bail!("several agents run here: pick one with --node, of {}", nodes.join(", "))
+        }
     }
 }
 

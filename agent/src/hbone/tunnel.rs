@@ -136,6 +136,14 @@ impl TunnelReceiver {
         }
     }
 
+    /// Waits until the tunnel is reset or lost, also while there are bytes that were not received yet; for ever where it
+    /// ends cleanly. May be cancelled and called again.
+    ///
+    /// Must be called by the task that uses the tunnel's other half: only the last caller is woken.
+    pub async fn closed(&mut self) -> TunnelError {
+        poll_fn(|cx| self.stream.poll_closed(cx)).await
+    }
+
     fn give_back(&mut self) {
         let held = std::mem::take(&mut self.held);
         if held > 0 {

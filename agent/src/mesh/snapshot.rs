@@ -1,6 +1,6 @@
 //! An immutable view of the whole mesh, with the indexes that routing and enrolment need.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
 use super::{
     Service, Workload,
@@ -180,6 +180,17 @@ impl Destination {
             (Self::Refuse, Self::Pass) | (Self::Pass, Self::Refuse) => Self::Capture,
             (Self::Pass, Self::Pass) => Self::Pass,
         }
+    }
+}
+
+impl fmt::Display for AddressConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, first, second } = self;
+        write!(
+            f,
+            "{address} is claimed by two live pods, {first} and {second}: traffic to it is refused until one of them \
+             is deleted"
+        )
     }
 }
 

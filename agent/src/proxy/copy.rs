@@ -66,6 +66,8 @@ impl Meter {
 pub(super) trait Source {
     /// Returns the next bytes; none once the other side has ended its direction in good order.
     fn recv(&mut self) -> impl Future<Output = Result<Option<Bytes>, CopyError>> + Send;
+    /// Returns when the other side is gone, so that a reset is noticed while nobody takes what it has sent.
+    fn broken(&mut self) -> impl Future<Output = CopyError> + Send;
 }
 
 /// Where bytes go.
@@ -103,7 +105,12 @@ async fn half(mut source: impl Source, mut sink: impl Sink, meter: &Meter) -> Re
         };
         let Some(chunk) = chunk else { return sink.finish().await };
         let bytes = chunk.len();
-        sink.send(chunk).await?;
+        // The other half watches this source too, as its sink, but only until it has finished.
+        tokio::select! {
+            biased;
+            sent = sink.send(chunk) => sent?,
+            error = source.broken() => return Err(error),
+        }
         meter.add(bytes);
     }
 }
@@ -169,6 +176,10 @@ impl Source for TcpSource<'_> {
             }
         }
     }
+
+    async fn broken(&mut self) -> CopyError {
+        broken(self.stream, self.side).await
+    }
 }
 
 impl Sink for TcpSink<'_> {
@@ -192,18 +203,27 @@ impl Sink for TcpSink<'_> {
     }
 
     async fn broken(&mut self) -> CopyError {
-        // EPOLLERR: the kernel sets it with `sk_err`, when a reset arrives, also while nobody reads or writes.
-        let error = match self.stream.ready(Interest::ERROR).await {
-            Ok(_) => self.stream.take_error().ok().flatten(),
-            Err(error) => Some(error),
-        };
-        self.side.error(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+        broken(self.stream, self.side).await
     }
+}
+
+/// Returns when the socket is reset, also while nobody reads or writes it.
+async fn broken(stream: &TcpStream, side: Side) -> CopyError {
+    // EPOLLERR: the kernel sets it with `sk_err`, when a reset arrives.
+    let error = match stream.ready(Interest::ERROR).await {
+        Ok(_) => stream.take_error().ok().flatten(),
+        Err(error) => Some(error),
+    };
+    side.error(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
 }
 
 impl Source for TunnelReceiver {
     async fn recv(&mut self) -> Result<Option<Bytes>, CopyError> {
         Ok(Self::recv(self).await.transpose()?)
+    }
+
+    async fn broken(&mut self) -> CopyError {
+        self.closed().await.into()
     }
 }
 
@@ -307,6 +327,22 @@ mod tests {
         let (mut client, server, task) = carried().await;
         let flood = vec![7; 1 << 20];
         // Until nobody takes any more: the copy then waits for room toward the server.
+        while tokio::time::timeout(std::time::Duration::from_millis(200), client.write_all(&flood))
+            .await
+            .is_ok()
+        {}
+        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(client);
+        assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);
+        drop(server);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_noticed_while_the_other_side_has_ended_and_does_not_read() {
+        let (mut client, mut server, task) = carried().await;
+        server.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+        let flood = vec![7; 1 << 20];
         while tokio::time::timeout(std::time::Duration::from_millis(200), client.write_all(&flood))
             .await
             .is_ok()

@@ -10,6 +10,7 @@ use std::{
 
 use http::StatusCode;
 use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     client_ports::ClientPort,
@@ -66,20 +67,24 @@ async fn open(
 /// Takes the tunnel's requests, each in a task of its own, until the peer or the agent ends it.
 async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnection, peer: SocketAddr) {
     let identity = tunnel.peer_identity().clone();
-    let drain = pod.closing.clone();
+    let pod_closing = pod.closing.clone();
     let mut draining = false;
+    let mut asked = false;
     loop {
         let incoming = tokio::select! {
             incoming = tunnel.next() => incoming,
             _ = pod.ended(&context) => return,
-            () = drain.cancelled(), if !draining => {
+            () = closing(&pod_closing, asked), if !draining => {
                 draining = true;
                 tunnel.graceful_shutdown();
                 continue;
             }
         };
         match incoming {
-            Some(Ok(incoming)) => spawn(&context, &pod, incoming, peer, &identity),
+            Some(Ok(incoming)) => {
+                asked = true;
+                spawn(&context, &pod, incoming, peer, &identity);
+            }
             // What the streams suffer from it, they report themselves.
             Some(Err(error)) => {
                 tracing::debug!(%peer, %identity, %error, "a tunnel from a peer ended");
@@ -87,6 +92,15 @@ async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnec
             }
             None => return,
         }
+    }
+}
+
+/// Returns when the tunnel is to take no more. A peer that finds it closing before its first request has nowhere to go:
+/// what waited in the listener's queue when the pod began to close still gets that one in.
+async fn closing(closing: &CancellationToken, asked: bool) {
+    closing.cancelled().await;
+    if !asked {
+        tokio::time::sleep(FIRST_REQUEST).await;
     }
 }
 
@@ -184,6 +198,9 @@ async fn dial(pod: &Shared, target: SocketAddr, client: &ClientPort) -> Result<T
         .map_err(|_| InboundError::DialTimeout(target, DIAL_LIMIT))?
         .map_err(|error| InboundError::Dial(target, error))
 }
+
+/// How long a tunnel that has not been asked for anything stays open for it: a peer opens one when it has a request.
+const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
 /// Why an inbound connection, or a whole tunnel, failed.
 #[derive(Debug, thiserror::Error)]

@@ -48,7 +48,7 @@ impl Pod {
             client_ports: ClientPorts::default(),
             workload: Mutex::new(workload),
             gone: CancellationToken::new(),
-            closing: context.shutdown.drain().child_token(),
+            closing: CancellationToken::new(),
         });
         for socket in outbound {
             listener::serve(context, &shared, (socket, Reporter::Source), outbound::serve);

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
     raw,
-    world::{MESH4, MESH6, POD4, World, addr, echo, eventually, ip, line, listen},
+    world::{MESH4, MESH6, POD4, POD6, World, addr, echo, eventually, ip, line, listen},
 };
 
 #[test]
@@ -48,6 +48,29 @@ fn a_syn_that_no_connect_made_is_refused() {
     // Packets on loopback are handled in order: this connection's come later.
     world.pod.run(|| TcpStream::connect(addr("10.77.0.2:80")).map(drop).expect("connecting"));
     assert_eq!(world.stats().refused_unknown, 3);
+    assert!(!agent.refused());
+}
+
+/// From outside. IPv4 drops a packet with the host's own source as a martian; IPv6 does not.
+#[test]
+fn a_forged_source_is_not_taken_for_the_pod_itself() {
+    let world = World::new();
+    let agent = world.serve();
+    let own = ip(POD6);
+    let before = world.stats();
+    for port in [80, 1023] {
+        world.out.run(|| raw::forge_syn(SocketAddr::new(own, 50000), SocketAddr::new(own, port)));
+    }
+    eventually("forged SYNs are refused", || world.stats().refused_unknown == before.refused_unknown + 2);
+    world.out.run(|| {
+        raw::forge_syn(SocketAddr::new(own, 50000), SocketAddr::new(own, 15008));
+        raw::forge_syn(addr("10.77.0.2:50000"), addr("10.77.0.2:80"));
+    });
+    // The control, and what comes later on the same way: with a source of its own the outside reaches the agent.
+    world.out.run(|| TcpStream::connect(SocketAddr::new(own, 15008)).map(drop).expect("connecting"));
+    let after = world.stats();
+    assert_eq!(after.hbone, before.hbone + 1, "only the true source reaches the agent");
+    assert_eq!(after.refused_unknown, before.refused_unknown + 2);
     assert!(!agent.refused());
 }
 
@@ -126,7 +149,7 @@ fn handshakes_of_a_pod_are_bounded() {
     // Before the listeners exist: a queue of one, so that nearly every SYN waits.
     world.pod.run(|| std::fs::write("/proc/sys/net/core/somaxconn", "1").expect("setting somaxconn"));
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(20_000), hard).expect("setrlimit");
+    setrlimit(Resource::RLIMIT_NOFILE, 20_000, hard.max(20_000)).expect("setrlimit");
     let pod = world.enroll();
     let bound = agent_ebpf::MAX_HANDSHAKES as usize;
     let sockets = world.pod.run(|| {

@@ -14,7 +14,8 @@ use std::{
 use nix::{
     libc,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind as nix_bind, connect as nix_connect, socket,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind as nix_bind,
+        connect as nix_connect, sendto, socket,
     },
 };
 
@@ -55,7 +56,6 @@ pub(crate) fn disconnect(socket: &impl AsFd) -> io::Result<()> {
 
 /// Connects and sends in one call, TCP Fast Open's `sendto`.
 pub(crate) fn send_fast_open(socket: &impl AsFd, to: SocketAddr, data: &[u8]) -> io::Result<usize> {
-    use nix::sys::socket::{MsgFlags, sendto};
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
     Ok(sendto(socket.as_fd().as_raw_fd(), data, &SockaddrStorage::from(to), flags)?)
 }
@@ -92,37 +92,35 @@ pub(crate) fn set_bytes(
 
 /// Sends a SYN that no socket made, as a process with CAP_NET_RAW can.
 pub(crate) fn forge_syn(from: SocketAddr, to: SocketAddr) {
-    let raw = socket(
-        AddressFamily::Inet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        nix::sys::socket::SockProtocol::Raw,
-    )
-    .expect("making a raw socket");
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (from.ip(), to.ip()) else {
-        panic!("IPv4 only");
-    };
     let mut tcp = Vec::new();
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
     tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&source.octets()[..], &destination.octets(), &[0, 6, 0, 20], &tcp].concat();
+    let (source, destination) = (octets(from.ip()), octets(to.ip()));
+    let pseudo = [&source[..], &destination, &[0, 6, 0, 20], &tcp].concat();
     tcp[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
-    // The kernel fills in the header's checksum and length.
-    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(tcp);
-    use nix::sys::socket::{MsgFlags, sendto};
+    // For IPv4 the kernel fills in the header's checksum and length.
+    let (family, start) = match to.ip() {
+        IpAddr::V4(_) => (AddressFamily::Inet, vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]),
+        IpAddr::V6(_) => (AddressFamily::Inet6, vec![0x60, 0, 0, 0, 0, 20, 6, 64]),
+    };
+    let packet = [start, source, destination, tcp].concat();
+    let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw).expect("a raw socket");
+    // The port says which protocol a raw IPv6 socket sends, and it is in the header already.
+    let to = SocketAddr::new(to.ip(), 0);
     sendto(raw.as_raw_fd(), &packet, &SockaddrStorage::from(to), MsgFlags::empty())
         .expect("sending a forged SYN");
 }
 
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
 fn checksum(bytes: &[u8]) -> u16 {
-    let sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
-        .sum();
+    let sum: u32 = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !((folded & 0xffff) + (folded >> 16)) as u16
 }

@@ -9,14 +9,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
-        mpsc,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use culvert::{
-    capture::{Capture, Config, PodCapture, Stats},
+    capture::{Capture, Config, PodCapture, Stats, end_cleanly},
     mesh::Destination,
 };
 use nix::mount::{MsFlags, mount};
@@ -48,6 +47,8 @@ impl World {
         pod.join(&out, &[ip(POD4), ip(POD6)], &[ip(OUT4), ip(OUT6)]);
         pod.default_route(ip(OUT4));
         pod.default_route(ip(OUT6));
+        wait_for_path(&out, &[POD4, POD6]);
+        wait_for_path(&pod, &[OUT4, OUT6]);
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let node = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut world = Self { pod, out, node, capture: None };
@@ -118,7 +119,7 @@ impl Drop for World {
 /// Answers captured connections: first a line with the original destination, then an echo.
 pub(crate) struct Agent {
     pub(crate) pod: Arc<PodCapture>,
-    refused: mpsc::Receiver<culvert::capture::Error>,
+    refused: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -127,11 +128,11 @@ impl Agent {
     fn start(pod: PodCapture) -> Self {
         let pod = Arc::new(pod);
         let stop = Arc::new(AtomicBool::new(false));
-        let (tell, refused) = mpsc::channel();
+        let refused = Arc::new(AtomicBool::new(false));
         let listeners = pod.outbound_listeners().expect("outbound listeners");
         let threads = listeners.into_iter().map(|listener| {
-            let (pod, stop, tell) = (Arc::clone(&pod), Arc::clone(&stop), tell.clone());
-            thread::spawn(move || accept_all(&listener, &pod, &stop, &tell))
+            let (pod, stop, refused) = (Arc::clone(&pod), Arc::clone(&stop), Arc::clone(&refused));
+            thread::spawn(move || accept_all(&listener, &pod, &stop, &refused))
         });
         let threads = threads.collect();
         Self { pod, refused, stop, threads }
@@ -147,7 +148,7 @@ impl Agent {
 
     /// Returns whether a connection without an original destination was accepted so far.
     pub(crate) fn refused(&self) -> bool {
-        self.refused.try_recv().is_ok()
+        self.refused.load(Ordering::Relaxed)
     }
 
     fn join(&mut self) {
@@ -164,12 +165,7 @@ impl Drop for Agent {
     }
 }
 
-fn accept_all(
-    listener: &TcpListener,
-    pod: &PodCapture,
-    stop: &AtomicBool,
-    tell: &mpsc::Sender<culvert::capture::Error>,
-) {
+fn accept_all(listener: &TcpListener, pod: &PodCapture, stop: &AtomicBool, refused: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, _)) => match pod.orig_dst(&stream) {
@@ -177,8 +173,7 @@ fn accept_all(
                     stream.set_nonblocking(false).expect("a blocking socket");
                     thread::spawn(move || answer(stream, &to.to_string()));
                 }
-                // Nobody may be interested any more.
-                Err(error) => drop(tell.send(error)),
+                Err(_) => refused.store(true, Ordering::Relaxed),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 thread::sleep(Duration::from_millis(1));
@@ -190,7 +185,10 @@ fn accept_all(
 
 fn answer(mut stream: TcpStream, to: &str) {
     // A client that has gone is the test's business.
-    let _ = writeln!(stream, "{to}").and_then(|()| io::copy(&mut stream.try_clone()?, &mut stream).map(drop));
+    let echo = writeln!(stream, "{to}").and_then(|()| io::copy(&mut stream.try_clone()?, &mut stream));
+    if echo.is_ok() {
+        end_cleanly(&stream).expect("an orderly end");
+    }
 }
 
 /// Reads the line that [`Agent`] begins with.
@@ -221,6 +219,22 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "still not after a minute: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits until nobody's port says so: a new link may lose its first packets, and not every test sends them again.
+fn wait_for_path(from: &Net, to: &[&str]) {
+    for address in to {
+        let nobody = SocketAddr::new(ip(address), 9);
+        eventually("the link carries packets", || {
+            let refused = from.run(|| TcpStream::connect_timeout(&nobody, Duration::from_secs(5)));
+            refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        });
+    }
+}
+
+/// Returns whether this is the initramfs of a virtual machine, where everything may take fifty times as long.
+pub(crate) fn emulated() -> bool {
+    Path::new("/init").exists()
 }
 
 /// Listens with a socket of the suite's own making.

@@ -80,7 +80,7 @@ pub(super) fn compare(report: &mut Report, plain: &Cost, mesh: &Cost, agents: &[
     let mut rows = vec![row(["", "PLAIN", "MESH", "ADDED"])];
     for (path, plain, mesh) in [
         ("across nodes, over mutual TLS", &plain.across, &mesh.across),
-        ("on one node, in the agent's memory", &plain.same_node, &mesh.same_node),
+        ("on one node", &plain.same_node, &mesh.same_node),
     ] {
         rows.push(row([path, "", "", ""]));
         rows.push(line("  a round trip", plain.round_trip, mesh.round_trip));

@@ -39,6 +39,13 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
     (
         Purpose::Test,
         Group {
+            why: "an HBONE peer that shares no code with the agent, for the tests (tests/peers)",
+            packages: &["python3-h2"],
+        },
+    ),
+    (
+        Purpose::Test,
+        Group {
             why: "virtual machines with stock kernels, to run the eBPF suite in",
             packages: &["qemu-system-x86", "busybox-static", "kmod", "xz-utils"],
         },

@@ -42,9 +42,10 @@ pub(super) enum Compiler {
 impl Compiler {
     /// Picks what is already here before anything that must be installed.
     pub(super) fn choose() -> Self {
-        if sysroot(&["run", "bpf", "rustc"]).is_some_and(|root| has_prebuilt_core(&root) || has_source(&root))
-        {
-            return Self::Linked;
+        match linked() {
+            Some(root) if root == Path::new(DEBIAN) => return Self::Debian,
+            Some(root) if has_source(&root) => return Self::Linked,
+            _ => {}
         }
         let nightly = sysroot(&["run", "nightly", "rustc"]).filter(|root| has_source(root));
         match nightly.filter(|_| nightly_llvm().is_some_and(|version| version <= LLVM)) {
