@@ -111,7 +111,7 @@ fn map_entries(node: &str) -> usize {
     let pins = Path::new("/sys/fs/bpf/culvert").join(node).join(format!("layout-{}", agent_ebpf::LAYOUT));
     let pinned = |name| dump(&["pinned", pins.join(name).to_str().unwrap()]);
     let handshakes = pinned("HANDSHAKES");
-    let inner = handshakes.iter().filter_map(|entry| inner_map(entry));
+    let inner = handshakes.iter().filter_map(inner_map);
     inner.map(|id| dump(&["id", &id]).len()).sum::<usize>() + pinned("NAMES").len()
 }
 
@@ -231,7 +231,7 @@ impl Peer {
 
 /// Holds something until the runtime ends.
 async fn forever<T>(_held: T) {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[test]
@@ -518,7 +518,7 @@ fn close_first(pod: &Pod, target: SocketAddr, count: usize) -> io::Result<()> {
     pod.run(|| {
         thread::scope(|scope| {
             let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+            workers.into_iter().try_for_each(|worker| worker.join().unwrap())
         })
     })
 }

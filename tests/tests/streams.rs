@@ -154,7 +154,7 @@ fn a_server_may_speak_first() {
 fn an_immediate_close_is_an_end_of_file_at_the_other_side() {
     const COUNT: usize = 200;
     let world = World::new();
-    let (ends, seen) = mpsc::channel();
+    let (ends, seen) = mpsc::sync_channel(COUNT);
     let ends = Mutex::new(ends);
     let server = world.server.serve(PORT, move |stream| {
         let end = read_to_end(&patient(stream)).map(|bytes| bytes.len());
