@@ -111,7 +111,7 @@ fn map_entries(node: &str) -> usize {
     let pins = Path::new("/sys/fs/bpf/culvert").join(node).join(format!("layout-{}", agent_ebpf::LAYOUT));
     let pinned = |name| dump(&["pinned", pins.join(name).to_str().unwrap()]);
     let handshakes = pinned("HANDSHAKES");
-    let inner = handshakes.iter().filter_map(|entry| inner_map(entry));
+    let inner = handshakes.iter().filter_map(inner_map);
     inner.map(|id| dump(&["id", &id]).len()).sum::<usize>() + pinned("NAMES").len()
 }
 
@@ -231,7 +231,7 @@ impl Peer {
 
 /// Holds something until the runtime ends.
 async fn forever<T>(_held: T) {
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[test]
@@ -413,13 +413,14 @@ impl Shorts<'_> {
 
     fn one(&self, kind: usize) {
         let connect = |target| {
-            let stream = TcpStream::connect_timeout(&target, PATIENCE).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream
+            let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            io::Result::Ok(stream)
         };
-        let read = |target| connect(target).read_to_end(&mut Vec::new());
+        // `connect_timeout` looks at the socket's error once it is connected: a reset may be there already.
+        let read = |target| connect(target)?.read_to_end(&mut Vec::new());
         match kind {
-            0..=3 => tcp::ping(&mut connect(self.echo), "short").unwrap(),
+            0..=3 => tcp::ping(&mut connect(self.echo).unwrap(), "short").unwrap(),
             4 => assert_eq!(read(self.closing).unwrap(), 0),
             5 => assert!(read(self.resetting).is_err()),
             6 => assert!(read(self.absent).is_err()),
@@ -428,7 +429,7 @@ impl Shorts<'_> {
                 assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
             }
             _ => {
-                let mut stream = connect(self.echo);
+                let mut stream = connect(self.echo).unwrap();
                 stream.write_all(b"cut off").unwrap();
                 tcp::reset(stream).unwrap();
             }
@@ -517,7 +518,7 @@ fn close_first(pod: &Pod, target: SocketAddr, count: usize) -> io::Result<()> {
     pod.run(|| {
         thread::scope(|scope| {
             let workers: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+            workers.into_iter().try_for_each(|worker| worker.join().unwrap())
         })
     })
 }
