@@ -2,6 +2,7 @@
 //! help an attacker (`config_dump`) on a unix socket that only root can open.
 
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     io,
     os::unix::fs::PermissionsExt as _,
@@ -25,7 +26,7 @@ use hyper_util::{
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    task::AbortHandle,
 };
 
 /// One thing that readiness waits for: its name, and whether it is so; if not, why.
@@ -95,22 +96,29 @@ async fn serve<L: Listener>(app: Router, mut listener: L)
 where
     L::Addr: std::fmt::Debug,
 {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = VecDeque::<AbortHandle>::with_capacity(MAX_CONNECTIONS);
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         // axum's listener backs off by itself where accepting fails.
         let (stream, _) = listener.accept().await;
+        connections.retain(|connection| !connection.is_finished());
+        // The oldest makes room: whoever holds connections open must not keep a health check waiting, and a request
+        // that is one takes far less time than so many others need to arrive.
+        if connections.len() == MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
         let service = TowerToHyperService::new(app.clone());
-        tokio::spawn(async move {
-            let _slot = slot;
+        let task = tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_LIMIT)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // A client that asks and does not read holds one of the slots for this long at most.
+            // A client that asks and does not read holds its place for this long at most.
             let _ = tokio::time::timeout(HEAD_LIMIT * 2, connection).await;
         });
+        connections.push_back(task.abort_handle());
     }
 }
 

@@ -127,7 +127,9 @@ impl Node {
             result = batch(
                 &self.netns,
                 &[
-                    format!("link add {BRIDGE} type bridge"),
+                    // Without an address of its own a bridge takes its ports' lowest, another one when a pod joins, and
+                    // the pods that know the old one reach nobody.
+                    format!("link add {BRIDGE} address {GATEWAY_MAC} type bridge"),
                     format!("addr add 10.{index}.128.1/17 dev {BRIDGE}"),
                     format!("addr add fd00:{index}:0:b::1/64 dev {BRIDGE} nodad"),
                     format!("link set {BRIDGE} up"),

@@ -111,6 +111,8 @@ impl Dialler {
             self.netns.run(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
         self.tables.mark(&socket, mark).map_err(io::Error::other)?;
         socket.set_tcp_nodelay(true)?;
+        // For an application that begins to listen on the port that this connection gets.
+        socket.set_reuse_address(true)?;
         if let Some(source) = source {
             sys::bind_address_no_port(&socket)?;
             socket.bind(&SocketAddr::new(source.to_canonical(), 0).into())?;

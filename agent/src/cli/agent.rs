@@ -65,7 +65,8 @@ pub struct AgentArgs {
           value_parser = humantime::parse_duration)]
     pub leave_period: Duration,
 
-    /// How many connections the agent carries at once [default: what the limit of open files allows].
+    /// How many connections the agent carries at once; a pod or client alone may have half of them, and less the more
+    /// there are, so that nobody keeps the others out [default: what the limit of open files allows].
     #[arg(long, env = "CULVERT_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 

@@ -208,7 +208,7 @@ impl std::fmt::Display for Text<'_> {
         let mut separator = "";
         for (key, value) in value.as_object().into_iter().flatten() {
             match value {
-                serde_json::Value::String(text) if !text.contains([' ', '"', '=', '\n']) => {
+                serde_json::Value::String(text) if is_plain(text) => {
                     write!(f, "{separator}{key}={text}")?;
                 }
                 other => write!(f, "{separator}{key}={other}")?,
@@ -219,7 +219,35 @@ impl std::fmt::Display for Text<'_> {
     }
 }
 
+/// Whether a value needs no quotes. Much of what a line says was said by a peer: nothing of it may look like another
+/// field, begin another line, or speak to the terminal of whoever reads it.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"=\\".contains(&byte))
+}
+
 /// Returns the address as the log shows it.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_plain;
+
+    #[test]
+    fn what_could_mislead_a_reader_is_quoted() {
+        for (text, plain) in [
+            ("10.0.0.1:80", true),
+            ("spiffe://cluster.local/ns/default/sa/web", true),
+            ("a b", false),
+            ("a\" result=\"ok", false),
+            ("result=ok", false),
+            ("line\rbreak", false),
+            ("\u{1b}[2J", false),
+            ("\u{202e}reversed", false),
+            ("back\\slash", false),
+        ] {
+            assert_eq!(is_plain(text), plain, "{text:?}");
+        }
+    }
 }

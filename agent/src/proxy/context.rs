@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     access_log::{AccessLog, AccessLogFormat},
     metrics::Metrics,
+    shares::Shares,
 };
 use crate::{hbone::Pool, identity::SvidStore, mesh::Snapshot, shutdown::Shutdown};
 
@@ -31,7 +32,9 @@ pub struct Context {
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
     pub(super) shutdown: Shutdown,
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) shares: Shares,
+    /// Tunnels whose client has not shown yet who it is.
+    pub(super) handshakes: Shares,
     pub(super) hold_unknown: bool,
 }
 
@@ -55,7 +58,8 @@ impl Context {
             metrics,
             access_log,
             shutdown,
-            slots: Arc::new(Semaphore::new(config.max_connections)),
+            shares: Shares::new(config.max_connections),
+            handshakes: Shares::new(MAX_HANDSHAKES),
             hold_unknown: config.hold_unknown,
         }))
     }
@@ -95,6 +99,10 @@ impl Context {
 ///
 /// Below the ten seconds that a peer waits for the answer to CONNECT, so that it hears 503 and not nothing.
 pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(8);
+
+/// How many clients may be in their TLS handshake at once: each may take seconds over it and costs memory meanwhile,
+/// and anybody who reaches the port can begin one.
+const MAX_HANDSHAKES: usize = 4096;
 
 /// How long to wait for a certificate before a connection fails.
 pub(super) const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);

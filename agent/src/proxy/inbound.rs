@@ -1,7 +1,12 @@
 //! Tunnels to a pod of this node: TLS, then one CONNECT request for each connection, dialled to the application so
 //! that it sees the real client.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::StatusCode;
 use tokio::{net::TcpStream, time::timeout};
@@ -11,6 +16,8 @@ use super::{
     client_ports::ClientPort,
     context::{CERTIFICATE_LIMIT, Context, DIAL_LIMIT},
     copy::{self, CopyError, Side, TunnelSink},
+    listener,
+    metrics::Reporter,
     outcome::Outcome,
     pod::{Ended, Shared, close_gently},
 };
@@ -26,7 +33,7 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     let opened = tokio::select! {
         biased;
         ended = pod.ended(&context) => Err(ended.into()),
-        opened = open(&context, &pod, stream) => opened,
+        opened = open(&context, &pod, stream, peer) => opened,
     };
     match opened {
         Ok(tunnel) => drive(context, pod, tunnel, peer).await,
@@ -40,7 +47,16 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     }
 }
 
-async fn open(context: &Context, pod: &Shared, stream: TcpStream) -> Result<ServerConnection, InboundError> {
+async fn open(
+    context: &Context,
+    pod: &Shared,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Result<ServerConnection, InboundError> {
+    let _handshake = context
+        .handshakes
+        .take(pod.holder(Reporter::Destination), peer.ip())
+        .ok_or(InboundError::Handshakes(peer.ip()))?;
     let identity = pod.workload().identity.clone();
     let svid = timeout(CERTIFICATE_LIMIT, context.svids.svid(&identity))
         .await
@@ -95,15 +111,15 @@ fn spawn(
     peer: SocketAddr,
     identity: &Identity,
 ) {
-    let Ok(slot) = context.slots.clone().try_acquire_owned() else {
-        tracing::warn!(%peer, "refused: the agent carries as many connections as it may (--max-connections)");
+    let Some(share) = context.shares.take(pod.holder(Reporter::Destination), peer.ip()) else {
+        listener::refused(context, pod, peer, Reporter::Destination);
         incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
         return;
     };
     let (context, pod, identity) = (context.clone(), pod.clone(), identity.clone());
     let tasks = context.shutdown.tasks().clone();
     tasks.spawn(async move {
-        let _slot = slot;
+        let _share = share;
         let mut outcome = Outcome::inbound(&context, peer, pod.workload());
         let carried = tokio::select! {
             biased;
@@ -163,11 +179,7 @@ async fn carry(
 }
 
 /// Returns the workload that a tunnel comes from, where its address and identity agree on one.
-fn client(
-    context: &Context,
-    address: std::net::IpAddr,
-    identity: &Identity,
-) -> Option<Arc<crate::mesh::Workload>> {
+fn client(context: &Context, address: IpAddr, identity: &Identity) -> Option<Arc<crate::mesh::Workload>> {
     context.mesh.borrow().workload(address).filter(|workload| workload.identity == *identity).cloned()
 }
 
@@ -197,6 +209,8 @@ enum InboundError {
     CertificateTimeout(Identity, Duration),
     #[error(transparent)]
     Certificate(#[from] SvidError),
+    #[error("{0} holds its share of the TLS handshakes that may be under way at once")]
+    Handshakes(IpAddr),
     #[error("the peer's tunnel failed: {0}")]
     Serve(#[from] ServeError),
     #[error(
@@ -223,7 +237,7 @@ impl InboundError {
             Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
             Self::Serve(error) => error.reason(),
             Self::NotHere(_) => Reason::UnknownDestination,
-            Self::NoClientPort(_) => Reason::Overload,
+            Self::NoClientPort(_) | Self::Handshakes(_) => Reason::Overload,
             Self::Dial(..) => Reason::DialFailed,
             Self::DialTimeout(..) => Reason::Timeout,
             Self::Tunnel(error) => error.reason(),

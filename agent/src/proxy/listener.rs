@@ -4,7 +4,8 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{context::Context, pod::Shared};
+use super::{context::Context, metrics::Reporter, outcome::Outcome, pod::Shared};
+use crate::mesh::Reason;
 
 /// Accepts until the pod's listeners are to close, and gives each connection to `handle` in a task of its own.
 ///
@@ -13,7 +14,7 @@ use super::{context::Context, pod::Shared};
 pub(super) fn serve<F>(
     context: &Arc<Context>,
     pod: &Arc<Shared>,
-    listener: TcpListener,
+    (listener, reporter): (TcpListener, Reporter),
     handle: fn(Arc<Context>, Arc<Shared>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
@@ -21,7 +22,7 @@ pub(super) fn serve<F>(
     let (context, pod) = (context.clone(), pod.clone());
     let tasks = context.shutdown.tasks().clone();
     tasks.spawn(async move {
-        let spawn = |stream, peer| start(&context, &pod, stream, peer, handle);
+        let spawn = |stream, peer| start(&context, &pod, (stream, peer, reporter), handle);
         while let Some(accepted) = pod.closing.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, peer)) => spawn(stream, peer),
@@ -37,24 +38,35 @@ pub(super) fn serve<F>(
 fn start<F>(
     context: &Arc<Context>,
     pod: &Arc<Shared>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    (stream, peer, reporter): (TcpStream, SocketAddr, Reporter),
     handle: fn(Arc<Context>, Arc<Shared>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    // Dropped before the bytes flow, the socket is reset (linger 0 is inherited from the listener).
-    let Ok(slot) = context.slots.clone().try_acquire_owned() else {
-        tracing::warn!(%peer, "refused: the agent carries as many connections as it may (--max-connections)");
-        return;
+    // An application's socket that is dropped before the bytes flow is reset (it has linger 0 from its listener).
+    let Some(share) = context.shares.take(pod.holder(reporter), peer.ip()) else {
+        return refused(context, pod, peer, reporter);
     };
     let (context, pod) = (context.clone(), pod.clone());
     let tasks = context.shutdown.tasks().clone();
     tasks.spawn(async move {
-        let _slot = slot;
+        let _share = share;
         handle(context, pod, stream, peer).await;
     });
 }
+
+/// Reports a connection that there is no room for.
+pub(super) fn refused(context: &Context, pod: &Shared, peer: SocketAddr, reporter: Reporter) {
+    let mut outcome = match reporter {
+        Reporter::Source => Outcome::outbound(context, peer, pod.workload()),
+        Reporter::Destination => Outcome::inbound(context, peer, pod.workload()),
+    };
+    outcome.failed(Reason::Overload, &NO_ROOM);
+}
+
+/// Not a line of its own in the agent's log: whoever can open connections could fill that.
+const NO_ROOM: &str =
+    "the client or the pod holds its share of what the agent carries at once (--max-connections)";
 
 /// Waits after a failed accept: retrying at once would spin while the process has no descriptors left.
 async fn back_off(error: &io::Error) {

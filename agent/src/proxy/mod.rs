@@ -20,6 +20,7 @@ mod metrics;
 mod outbound;
 mod outcome;
 mod pod;
+mod shares;
 
 pub use access_log::AccessLogFormat;
 pub use context::{Config, Context};

@@ -8,7 +8,10 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{client_ports::ClientPorts, context::Context, inbound, listener, outbound};
+use super::{
+    client_ports::ClientPorts, context::Context, inbound, listener, metrics::Reporter, outbound,
+    shares::Holder,
+};
 use crate::{
     capture::{self, PodCapture},
     mesh::{Reason, Workload},
@@ -48,10 +51,10 @@ impl Pod {
             closing: CancellationToken::new(),
         });
         for socket in outbound {
-            listener::serve(context, &shared, socket, outbound::serve);
+            listener::serve(context, &shared, (socket, Reporter::Source), outbound::serve);
         }
         for socket in hbone {
-            listener::serve(context, &shared, socket, inbound::serve);
+            listener::serve(context, &shared, (socket, Reporter::Destination), inbound::serve);
         }
         Ok(Self { shared })
     }
@@ -117,6 +120,11 @@ impl Shared {
             () = context.shutdown.abort().cancelled() => Ended::Shutdown,
             () = self.gone.cancelled() => Ended::Gone,
         }
+    }
+
+    /// Returns the name under which the pod's connections of one direction are counted.
+    pub(super) fn holder(&self, reporter: Reporter) -> Holder {
+        (self.workload().uid.clone(), reporter)
     }
 
     pub(super) fn workload(&self) -> Arc<Workload> {
