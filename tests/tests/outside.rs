@@ -123,7 +123,7 @@ impl World {
         self.client.sh(&format!("ping -c1 -W10 {inside}")).unwrap();
     }
 
-    fn into_mesh(&self) -> io::Result<()> {
+    fn control(&self) -> io::Result<()> {
         tcp::ping(&mut self.client.connect(self.inside.at(8080))?, "control")
     }
 }
@@ -181,7 +181,7 @@ fn what_is_outside_is_not_counted_and_goes_on_while_no_agent_runs() {
     let mut live = world.open_all();
     world.check_datagrams();
     assert_eq!(count(), before);
-    world.into_mesh().unwrap();
+    world.control().unwrap();
     let after = count();
     assert_ne!(after[0], before[0], "a connection into the mesh is counted");
     assert_ne!(after[1], before[1], "a connection into the mesh is counted");
@@ -200,7 +200,7 @@ fn what_is_outside_is_not_counted_and_goes_on_while_no_agent_runs() {
         agent.wait_ready().unwrap();
     }
     all_live(&mut live, "agents restarted");
-    world.into_mesh().unwrap();
+    world.control().unwrap();
     for agent in &agents {
         assert!(agent.terminate().unwrap().success());
     }
@@ -211,7 +211,7 @@ fn what_is_outside_is_not_counted_and_goes_on_while_no_agent_runs() {
     }
     all_live(&mut live, "after cleanup");
     all_live(&mut newer, "after cleanup");
-    world.into_mesh().unwrap();
+    world.control().unwrap();
 }
 
 #[test]

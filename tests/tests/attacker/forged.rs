@@ -41,7 +41,9 @@ fn forged_sources_are_neither_the_pod_itself_nor_another_pod() {
     let ports = [80, 1000, 15008, PORT, 9090];
     let servers: Vec<_> =
         [80, 1000, 15008].map(|port| (port, server.serve(port, tcp::echo).unwrap())).into_iter().collect();
+    // The control of the log: a connection that is one is in it.
     exchange(victim, server.at(80)).unwrap();
+    eventually(PATIENCE, || b.access_log().len() == 1);
     let accepted = || servers.iter().map(|(_, server)| server.accepted()).sum::<usize>() + echo.accepted();
 
     let (before, log) = (accepted(), b.access_log().len());
