@@ -12,6 +12,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    os::unix::fs::MetadataExt as _,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -45,6 +46,9 @@ pub struct Enroller {
     context: Arc<Context>,
     svids: SvidStore,
     pods: HashMap<Arc<str>, Member>,
+    /// The kernel may hold entries that are no pod's of ours: an earlier agent's, or those of a pod whose namespace is
+    /// another's now.
+    loose: bool,
     failures: HashMap<Arc<str>, Failure>,
     status: Status,
 }
@@ -71,6 +75,7 @@ pub struct PodStatus {
 struct Member {
     pod: Pod,
     netns: NetnsRef,
+    inode: Option<Inode>,
     /// When the pod has left the mesh, where it leaves.
     leaving: Option<Instant>,
 }
@@ -84,6 +89,8 @@ struct Failure {
     retry: Instant,
 }
 
+/// How often the pods' namespaces are looked at where nothing else gives cause to.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// An attempt costs some microseconds, and who has repaired a pod looks on.
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -99,6 +106,7 @@ impl Enroller {
             context,
             svids,
             pods: HashMap::new(),
+            loose: true,
             failures: HashMap::new(),
             status: Status::default(),
         }
@@ -115,13 +123,19 @@ impl Enroller {
     /// # Errors
     /// Where the kernel's maps cannot be written; the agent cannot work then.
     pub fn begin(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
-        self.reconcile(snapshot)?;
-        // A pod whose enrolment failed keeps what an earlier agent gave it: letting go would send its traffic out in
-        // plaintext.
+        self.reconcile(snapshot)
+    }
+
+    /// Removes the entries that are nobody's. A pod whose enrolment failed keeps what it had before: letting go would
+    /// send its traffic out in plaintext.
+    fn forget_loose(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
         let kept = self.pods.values().map(|member| member.pod.capture().netns().cookie());
         let failed = self.wanted(snapshot).filter(|w| self.failures.contains_key(&w.uid));
         let failed = failed.filter_map(|w| NetNs::open(w.netns.as_ref()?).ok()).map(|netns| netns.cookie());
-        self.capture.forget_others(&kept.chain(failed).collect::<HashSet<_>>())
+        self.capture.forget_others(&kept.chain(failed).collect::<HashSet<_>>())?;
+        // While one fails, what it keeps may become nobody's.
+        self.loose = !self.failures.is_empty();
+        Ok(())
     }
 
     /// Follows the snapshots until the agent drains, then takes the listeners out of the kernel's reach.
@@ -175,6 +189,9 @@ impl Enroller {
                 Err(error) => self.note_failure(uid, &workload, &error),
             }
         }
+        if self.loose {
+            self.forget_loose(snapshot)?;
+        }
         self.context.forget_peers(snapshot);
         self.publish(snapshot);
         Ok(())
@@ -187,7 +204,9 @@ impl Enroller {
         for (uid, member) in &mut self.pods {
             let workload = member.pod.workload();
             if let Some(wanted) = wanted.get(uid) {
-                if wanted.netns.as_ref() != Some(&member.netns) {
+                // The same name may lead to another namespace: the pod's sandbox was made anew.
+                let moved = inode(&member.netns).is_some_and(|now| member.inode != Some(now));
+                if moved || wanted.netns.as_ref() != Some(&member.netns) {
                     tracing::info!(pod = %workload, "the pod has another network namespace now");
                     ended.push((uid.clone(), true));
                 }
@@ -205,7 +224,11 @@ impl Enroller {
         }
         for (uid, gone) in ended {
             if let Some(member) = self.pods.remove(&uid) {
-                end(&member, gone);
+                let heir =
+                    wanted.values().any(|heir| heir.uid != uid && heir.netns.as_ref() == Some(&member.netns));
+                // Un-enrolled first, the heir's traffic would go out in plaintext until it is enrolled.
+                self.loose |= heir;
+                end(&member, gone, heir);
                 // What a pod opened while it was in the mesh outlives its membership, however long it takes.
                 if gone {
                     self.context.forget_source(&uid);
@@ -254,6 +277,7 @@ impl Enroller {
             }
             return Ok(());
         }
+        let inode = inode(&netns_at);
         let netns = NetNs::open(&netns_at)?;
         let capture = self.capture.enroll(netns, &workload.addresses)?;
         let pod = Pod::start(&self.context, workload.clone(), capture).map_err(EnrollError::Listeners)?;
@@ -261,7 +285,7 @@ impl Enroller {
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, leaving: None });
+        self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, inode, leaving: None });
         Ok(())
     }
 
@@ -284,7 +308,7 @@ impl Enroller {
     fn next_deadline(&self) -> Instant {
         let leaving = self.pods.values().filter_map(|member| member.leaving);
         let retries = self.failures.values().map(|failure| failure.retry);
-        leaving.chain(retries).min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600))
+        leaving.chain(retries).chain([Instant::now() + LOOK_AGAIN]).min().unwrap_or_else(Instant::now)
     }
 
     fn publish(&self, snapshot: &Snapshot) {
@@ -320,12 +344,27 @@ impl PodStatus {
     }
 }
 
-fn end(member: &Member, gone: bool) {
+/// What a namespace is known by in the file system: device and inode (nsfs).
+type Inode = (u64, u64);
+
+/// Returns which namespace the name leads to now; none where it leads nowhere.
+fn inode(at: &NetnsRef) -> Option<Inode> {
+    let metadata = match at {
+        NetnsRef::Path(path) => std::fs::metadata(path),
+        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
+    };
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Ends a pod's membership. Its entries in the kernel stay where its namespace has an heir, who takes them over.
+fn end(member: &Member, gone: bool, heir: bool) {
     let workload = member.pod.workload();
     if gone {
         member.pod.abort();
     }
-    if let Err(error) = member.pod.capture().unenroll() {
+    if heir {
+        member.pod.capture().hand_over();
+    } else if let Err(error) = member.pod.capture().unenroll() {
         tracing::error!(pod = %workload, %error, "what the kernel holds for the pod could not be removed");
     }
     tracing::info!(pod = %workload, gone, "the pod is out of the mesh");

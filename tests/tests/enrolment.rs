@@ -6,7 +6,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -216,6 +216,66 @@ fn a_pod_that_is_deleted_takes_its_connections_along() {
     server.delete().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_pod_whose_object_is_replaced_never_speaks_plaintext() {
+    let world = World::new();
+    let (client, server) = (world.pod("client", "node-a"), world.pod("server", "node-b"));
+    let _echo = server.serve(8080, tcp::echo).unwrap();
+    let target = server.at(8080);
+    world.wait_enrolled(&[&client, &server]);
+    let (ports, stop) = (Mutex::new(BTreeSet::new()), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let Ok(mut stream) = client.connect(target) else { continue };
+                if tcp::ping(&mut stream, "by which way?").is_ok() {
+                    ports.lock().unwrap().insert(stream.local_addr().unwrap().port());
+                }
+            }
+        });
+        for uid in ["second", "third", "fourth", "fifth"] {
+            // The object is another, the network namespace and the address are the same.
+            client.update(|pod| uid.clone_into(&mut pod.uid)).unwrap();
+            eventually(PATIENCE, || world.a.logs().matches("the pod is out of the mesh").count() > 0);
+            let before = ports.lock().unwrap().len();
+            eventually(PATIENCE, || ports.lock().unwrap().len() > before + 20);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // What succeeded without the agent went out in plaintext, and the agent knows nothing of it.
+    eventually(PATIENCE, || {
+        let log = world.a.access_log();
+        let known: BTreeSet<u16> = log.iter().filter_map(|record| Some(record.source()?.port())).collect();
+        let unknown: Vec<_> = ports.lock().unwrap().difference(&known).copied().collect();
+        if unknown.is_empty() { Ok(()) } else { Err(format!("not tunnelled: {unknown:?}")) }
+    });
+}
+
+#[test]
+fn a_namespace_made_anew_under_its_old_name_is_enrolled() {
+    let world = World::new();
+    let (client, server) = (world.pod("client", "node-a"), world.pod("server", "node-b"));
+    let _echo = server.serve(8080, tcp::echo).unwrap();
+    world.wait_enrolled(&[&client, &server]);
+    // A name of its own for the namespace, which then leads to another one.
+    let name = world.mesh.directory().join("sandbox");
+    let own = client.manifest().netns.unwrap();
+    let others = server.manifest().netns.unwrap();
+    std::os::unix::fs::symlink(&others, &name).unwrap();
+    client.update(|pod| pod.netns = Some(name.clone())).unwrap();
+    eventually(PATIENCE, || readiness(&world.a).contains("default/client is not enrolled"));
+    let next = world.mesh.directory().join("sandbox.next");
+    std::os::unix::fs::symlink(own, &next).unwrap();
+    std::fs::rename(next, &name).unwrap();
+    eventually(PATIENCE, || world.is_tunnelled(&client, server.at(8080)));
+    let enrolments = || world.a.logs().matches("the pod is in the mesh").count();
+    let before = enrolments();
+    std::fs::remove_file(&name).unwrap();
+    std::os::unix::fs::symlink(&others, &name).unwrap();
+    eventually(PATIENCE, || readiness(&world.a).contains("default/client is not enrolled"));
+    assert_eq!(enrolments(), before);
 }
 
 #[test]

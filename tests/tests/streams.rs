@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use lab::{Agent, Mesh, PATIENCE, Pod, eventually, tcp};
+use lab::{AccessRecord, Agent, Mesh, PATIENCE, Pod, eventually, tcp};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const PORT: u16 = 8080;
@@ -52,6 +52,14 @@ impl World {
 
     fn carried(&self, metric: &str) -> [f64; 2] {
         self.agents.each_ref().map(|agent| agent.metrics().unwrap().sum(metric, &[]))
+    }
+
+    /// What both agents report once each has written `count` lines: a thread of its own writes them.
+    fn records(&self, count: usize) -> Vec<AccessRecord> {
+        let records = |agent: &Agent| {
+            eventually(PATIENCE, || Some(agent.access_log()).filter(|records| records.len() == count))
+        };
+        self.agents.iter().flat_map(records).collect()
     }
 
     fn wait_until_idle(&self) {
@@ -135,8 +143,7 @@ fn either_side_may_end_its_direction_and_go_on_reading() {
         });
     }
     world.wait_until_idle();
-    let logs = world.agents.iter().flat_map(Agent::access_log).collect::<Vec<_>>();
-    assert_eq!(logs.iter().filter(|record| record.is_ok()).count(), 4, "{logs:?}");
+    assert!(world.records(2).iter().all(AccessRecord::is_ok));
 }
 
 #[test]
@@ -154,7 +161,7 @@ fn a_server_may_speak_first() {
 fn an_immediate_close_is_an_end_of_file_at_the_other_side() {
     const COUNT: usize = 200;
     let world = World::new();
-    let (ends, seen) = mpsc::channel();
+    let (ends, seen) = mpsc::sync_channel(COUNT);
     let ends = Mutex::new(ends);
     let server = world.server.serve(PORT, move |stream| {
         let end = read_to_end(&patient(stream)).map(|bytes| bytes.len());
@@ -187,7 +194,7 @@ fn two_gibibytes_each_way_at_once_arrive_whole() {
         other.join().unwrap().unwrap();
     });
     world.wait_until_idle();
-    for record in world.agents.iter().flat_map(Agent::access_log) {
+    for record in world.records(1) {
         assert_eq!((record.bytes_sent(), record.bytes_received()), (BYTES, BYTES), "{record:?}");
     }
 }
@@ -383,14 +390,8 @@ fn a_reset_reaches_the_other_side_as_a_reset_in_every_state() {
         reset_in_every_state(&world.client, target, &listener);
     }
     world.wait_until_idle();
-    for agent in &world.agents {
-        let records = eventually(PATIENCE, || {
-            let records = agent.access_log();
-            (records.len() == 4 * State::ALL.len()).then_some(records)
-        });
-        for record in records {
-            assert_eq!(record.reason().as_deref(), Some("reset"), "{record:?}");
-        }
+    for record in world.records(4 * State::ALL.len()) {
+        assert_eq!(record.reason().as_deref(), Some("reset"), "{record:?}");
     }
 }
 

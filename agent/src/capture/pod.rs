@@ -130,6 +130,14 @@ impl PodCapture {
         removed
     }
 
+    /// Leaves the kernel's entries to whoever enrolls the namespace next: until then its captured connections are
+    /// refused.
+    pub fn hand_over(&self) {
+        if !self.released.swap(true, Ordering::AcqRel) {
+            self.capture.slots.abandon(self.netns.cookie());
+        }
+    }
+
     /// Takes the listeners from where `sk_lookup` finds them: new connections are refused from now on, and what waits in
     /// the queues can still be accepted. To be called on the way out, before the listeners are closed: closing resets
     /// what waits. The other entries stay, and fail closed.
