@@ -109,7 +109,7 @@ fn answers_that_are_no_tunnel_are_resets_with_a_reason() {
                 let target = world.pods[number].at_v4(PORT);
                 let mut server = world.serve(number, target.ip());
                 behave(&mut server, behaviour.clone());
-                assert_eq!(ending(world.connect(target)), Err(ErrorKind::ConnectionReset), "{behaviour}");
+                assert_eq!(ending(world.try_connect(target)), Err(ErrorKind::ConnectionReset), "{behaviour}");
                 let record = world.record(target);
                 let error = record.field("error").unwrap_or_default();
                 println!("{behaviour}: {error}");
@@ -120,7 +120,7 @@ fn answers_that_are_no_tunnel_are_resets_with_a_reason() {
     });
     // The control, and nobody at all.
     let target = world.pods.last().unwrap().at_v4(PORT);
-    assert_eq!(ending(world.connect(target)), Err(ErrorKind::ConnectionReset));
+    assert_eq!(ending(world.try_connect(target)), Err(ErrorKind::ConnectionReset));
     assert_eq!(world.record(target).reason().as_deref(), Some("dial_failed"));
     let _server = world.serve(world.pods.len() - 1, target.ip());
     tcp::ping(&mut world.connect(target), "hello").unwrap();

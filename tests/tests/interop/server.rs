@@ -1,7 +1,7 @@
 //! The peer as a server: a pod of a node without agent whose manifest says that it receives HBONE.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
@@ -44,9 +44,13 @@ impl Outbound {
     }
 
     pub(crate) fn connect(&self, target: SocketAddr) -> TcpStream {
-        let stream = self.client.connect(target).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        self.try_connect(target).unwrap()
+    }
+
+    pub(crate) fn try_connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
+        let stream = self.client.connect(target)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
     }
 
     /// Waits for what the agent says of a connection.
@@ -67,9 +71,13 @@ pub(crate) fn behave(server: &mut Peer, behaviour: Value) {
 }
 
 /// Says something, and returns how the connection ended where nothing came back.
-pub(crate) fn ending(mut stream: TcpStream) -> Result<(), ErrorKind> {
-    // The reset may be quicker than the question; the error is told once only.
-    match stream.write_all(b"hello").and_then(|()| stream.read(&mut [0])) {
+pub(crate) fn ending(stream: io::Result<TcpStream>) -> Result<(), ErrorKind> {
+    // The reset may be quicker than the question, and even than the return of `connect`; the error is told once only.
+    let ending = stream.and_then(|mut stream| {
+        stream.write_all(b"hello")?;
+        stream.read(&mut [0])
+    });
+    match ending {
         Ok(0) => Ok(()),
         Ok(_) => panic!("something came back"),
         Err(error) => Err(error.kind()),
