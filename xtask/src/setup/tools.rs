@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::command;
 
-/// A program from crates.io.
+/// A program that cargo installs.
 pub(super) struct Tool {
     name: &'static str,
     version: &'static str,
