@@ -21,10 +21,13 @@ use crate::{agent, netns, wait::try_eventually};
 /// Where agents pin what must outlive them (the agent's default; one directory a node name).
 const PINS: &str = "/sys/fs/bpf/culvert";
 
+/// Where agents have their lock and socket (the agent's default; the files' names begin with the node's).
+const RUN: &str = "/run/culvert";
+
 /// The file whose lock says that the mesh's process lives. A lock, unlike a process id, is never used again.
 const LOCK: &str = "lock";
 
-/// Everything of one mesh: its directory, its namespaces, the processes in them, its agents' pins.
+/// Everything of one mesh: its directory, its namespaces, the processes in them, its agents' pins and locks.
 pub(crate) struct Traces {
     name: String,
     directory: PathBuf,
@@ -89,6 +92,10 @@ impl Traces {
         for pins in entries_with_prefix(Path::new(PINS), &format!("{name}-")) {
             report(remove_pins(&pins));
         }
+        // An agent that was killed, or that ended well with its pins in place, leaves its lock.
+        for file in entries_with_prefix(Path::new(RUN), &format!("{name}-")) {
+            report(fs::remove_file(&file).with_context(|| format!("removing {}", file.display())));
+        }
         for path in &namespaces {
             report(netns::remove(path));
         }
@@ -125,7 +132,7 @@ fn report(result: Result<()>) {
 fn names_with_traces() -> Result<HashSet<String>> {
     let start = format!("{}-", prefix());
     let mut names = HashSet::new();
-    for directory in [std::env::temp_dir(), PathBuf::from(netns::DIRECTORY), PathBuf::from(PINS)] {
+    for directory in [std::env::temp_dir(), netns::DIRECTORY.into(), PINS.into(), RUN.into()] {
         for path in entries_with_prefix(&directory, &start) {
             let Some(file) = path.file_name().and_then(|name| name.to_str()) else { continue };
             let mut parts = file[start.len()..].splitn(3, '-');
