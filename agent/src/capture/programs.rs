@@ -75,7 +75,11 @@ fn object(pins: &Pins, slot: u32, netns: u64) -> Result<Ebpf, Error> {
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
-    Ok(loader.load(OBJECT)?)
+    let loaded = loader.load(OBJECT);
+    // It has parsed the kernel's whole BTF, some 20 MB, which malloc would keep.
+    drop(loader);
+    sys::trim_heap();
+    Ok(loaded?)
 }
 
 fn load_one(program: &mut Program) -> Result<(), ProgramError> {
