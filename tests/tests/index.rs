@@ -186,6 +186,21 @@ fn an_address_that_moves_to_another_pod_takes_neither_identity_nor_tunnel_along(
 
 #[test]
 fn a_namespace_that_becomes_another_pods_takes_neither_identity_nor_tunnel_along() {
+    // At once, by one file: nobody had the address in between.
+    the_old_tunnel_ends(|pod| {
+        "another-uid".clone_into(&mut pod.uid);
+        "new".clone_into(&mut pod.service_account);
+    });
+}
+
+#[test]
+fn a_pod_of_another_service_account_under_its_old_name_takes_neither_identity_nor_tunnel_along() {
+    the_old_tunnel_ends(|pod| "new".clone_into(&mut pod.service_account));
+}
+
+/// Changes a pod of the service account `old` to one of `new` while a client speaks to it.
+#[track_caller]
+fn the_old_tunnel_ends(change: impl FnOnce(&mut lab::manifest::PodManifest)) {
     let world = World::new();
     let pod = world.mesh.pod("pod").on("node-b").enrolled().service_account("old").start().unwrap();
     let _echo = pod.serve(8080, tcp::echo).unwrap();
@@ -193,13 +208,7 @@ fn a_namespace_that_becomes_another_pods_takes_neither_identity_nor_tunnel_along
     world.reaches(target, "spiffe://cluster.local/ns/default/sa/old");
     let mut stream = world.client.connect(target).unwrap();
     tcp::ping(&mut stream, "to the old one").unwrap();
-
-    // At once, by one file: nobody had the address in between.
-    pod.update(|pod| {
-        "another-uid".clone_into(&mut pod.uid);
-        "new".clone_into(&mut pod.service_account);
-    })
-    .unwrap();
+    pod.update(change).unwrap();
     ends_in_a_reset(&mut stream);
     world.reaches(target, "spiffe://cluster.local/ns/default/sa/new");
 }

@@ -111,20 +111,6 @@ impl Snapshot {
         conflicts
     }
 
-    /// Returns the addresses that are no longer those of the pod that had them in an earlier snapshot, or whose pod has
-    /// another identity now, with the workload that has them now: what is open towards the old one must go.
-    pub fn moved_since<'a>(
-        &'a self,
-        earlier: &'a Self,
-    ) -> impl Iterator<Item = (IpAddr, Option<&'a Arc<Workload>>)> {
-        earlier.holders.iter().filter_map(|(&address, &holder)| {
-            let Holder::One(position) = holder else { return None };
-            let (before, now) = (earlier.at(position), self.workload(address));
-            let stays = now.is_some_and(|now| now.uid == before.uid && now.identity == before.identity);
-            (!stays).then_some((address, now))
-        })
-    }
-
     /// Returns the workloads of a node, enrolled or not.
     pub fn on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
         self.by_node.get(node).into_iter().flatten().map(|&position| self.at(position))
@@ -381,27 +367,6 @@ mod tests {
         assert_eq!(holder(vec![old("old"), old("older"), new("new")]), "new");
         assert_eq!(holder(vec![old("old"), new("new"), new("newer")]), "-");
         assert_eq!(holder(vec![new("new"), old("old"), new("newer")]), "-");
-    }
-
-    #[test]
-    fn addresses_that_change_hands_are_told() {
-        let check = |now: Vec<Workload>, expected: &[(&str, Option<&str>)]| {
-            let earlier = snapshot(vec![pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.2"])], vec![]);
-            let now = snapshot(now, vec![]);
-            let mut moved: Vec<_> = now.moved_since(&earlier).collect();
-            moved.sort_unstable_by_key(|(address, _)| *address);
-            let moved: Vec<_> =
-                moved.into_iter().map(|(address, to)| (address, to.map(|to| &*to.name))).collect();
-            let expected: Vec<_> = expected.iter().map(|(address, to)| (ip(address), *to)).collect();
-            assert_eq!(moved, expected);
-        };
-        let b = || pod("b", &["10.0.0.2"]);
-        check(vec![pod("a", &["10.0.0.1"]), b(), pod("c", &["10.0.0.3"])], &[]);
-        check(vec![b()], &[("10.0.0.1", None)]);
-        check(vec![pod("b", &["10.0.0.1", "10.0.0.2"])], &[("10.0.0.1", Some("b"))]);
-        check(vec![pod("a", &["10.0.0.1"]), pod("c", &["10.0.0.1"]), b()], &[("10.0.0.1", None)]);
-        let other = Workload { identity: b().identity, ..pod("a", &["10.0.0.1"]) };
-        check(vec![other, b()], &[("10.0.0.1", Some("a"))]);
     }
 
     #[test]
