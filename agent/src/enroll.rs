@@ -138,21 +138,22 @@ impl Enroller {
         Ok(())
     }
 
-    /// Follows the snapshots until the agent drains, then takes the listeners out of the kernel's reach.
+    /// Follows the snapshots after the one that [`Self::begin`] has had, until the agent drains, then takes the
+    /// listeners out of the kernel's reach.
     ///
     /// # Errors
     /// As [`Self::begin`].
     pub async fn follow(mut self, mut mesh: watch::Receiver<Arc<Snapshot>>) -> Result<(), capture::Error> {
         let drain = self.context.drain().clone();
         loop {
-            let snapshot = mesh.borrow_and_update().clone();
-            self.reconcile(&snapshot)?;
             let next = self.next_deadline();
             tokio::select! {
                 () = drain.cancelled() => break,
                 changed = mesh.changed() => if changed.is_err() { break },
                 () = sleep_until(next) => {}
             }
+            let snapshot = mesh.borrow_and_update().clone();
+            self.reconcile(&snapshot)?;
         }
         drain.cancelled().await;
         for member in self.pods.values() {
@@ -308,7 +309,7 @@ impl Enroller {
     fn next_deadline(&self) -> Instant {
         let leaving = self.pods.values().filter_map(|member| member.leaving);
         let retries = self.failures.values().map(|failure| failure.retry);
-        leaving.chain(retries).chain([Instant::now() + LOOK_AGAIN]).min().unwrap_or_else(Instant::now)
+        leaving.chain(retries).fold(Instant::now() + LOOK_AGAIN, Instant::min)
     }
 
     fn publish(&self, snapshot: &Snapshot) {

@@ -63,9 +63,7 @@ impl Context {
             hold_unknown: config.hold_unknown,
         }))
     }
-}
 
-impl Context {
     /// Returns the token that is cancelled when the agent takes nothing new.
     pub fn drain(&self) -> &CancellationToken {
         self.shutdown.drain()
@@ -86,10 +84,13 @@ impl Context {
         self.pool.drop_source(uid);
     }
 
-    /// Ends the tunnels to addresses that another pod has now, or nobody.
+    /// Ends the tunnels to addresses that another pod has now, or nobody, and to pods of another identity now: a pod from
+    /// a manifest without a uid may be made anew under its name.
     pub fn forget_peers(&self, snapshot: &Snapshot) {
         self.pool.retain_peers(|key| {
-            snapshot.workload(key.peer.ip()).is_some_and(|workload| workload.uid == key.peer_workload)
+            snapshot
+                .workload(key.peer.ip())
+                .is_some_and(|workload| workload.uid == key.peer_workload && workload.identity == key.expect)
         });
     }
 }

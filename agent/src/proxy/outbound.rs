@@ -126,7 +126,7 @@ async fn tunnel(
         .connect(key, svid, || async move { dialler.dial_peer(client.ip(), to.agent).await }, request)
         .await;
     connected.map_err(|error| OutboundError::Tunnel {
-        workload: format!("{}/{}", to.destination.namespace, to.destination.name),
+        workload: to.destination.to_string(),
         agent: to.agent,
         error,
     })

@@ -141,7 +141,7 @@ impl<'a> Outcome<'a> {
             endpoint: self
                 .endpoint
                 .filter(|endpoint| Some(*endpoint) != self.destination.map(OrigDst::address)),
-            service: self.service.as_deref().map(|service| format!("{}/{}", service.namespace, service.name)),
+            service: self.service.as_deref().map(ToString::to_string),
             destination_peer: self.destination_workload.as_deref().map(Peer::of).unwrap_or_default(),
             bytes_sent: self.up.bytes(),
             bytes_received: self.down.bytes(),
