@@ -29,12 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    capture::Capture,
-    cli::AgentArgs,
-    control::Manifests,
-    enroll::Enroller,
-    hbone::Pool,
-    identity::{LocalCa, SvidStore},
+    capture::Capture, cli::AgentArgs, control::Manifests, enroll::Enroller, hbone::Pool, identity::SvidStore,
     shutdown::Shutdown,
 };
 
@@ -48,11 +43,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut registry = prometheus_client::registry::Registry::default();
     let shutdown = Shutdown::default();
 
-    let ca = LocalCa::open(&args.ca_dir)
-        .with_context(|| format!("opening the certificate authority in {}", args.ca_dir.display()))?
-        .with_lifetime(args.certificate_lifetime);
-    let trust_domain = ca.trust_domain().clone();
-    let svids = SvidStore::new(Arc::new(ca));
+    let (ca, trust_domain) = args.authority.open(args.certificate_lifetime)?;
+    let svids = SvidStore::new(ca);
     svids.register(&mut registry);
     let pool = Pool::new(hbone::PoolConfig::default());
 

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use super::AuthorityArgs;
 use crate::proxy::AccessLogFormat;
 
 /// Run the agent of a node
@@ -28,9 +29,9 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 
-    /// The directory of the certificate authority that `culvert ca init` made. Its root key is not needed here.
-    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    /// Who signs the workloads' certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 
     /// How long a workload's certificate is valid; it is renewed at half of that.
     #[arg(long, env = "CULVERT_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",

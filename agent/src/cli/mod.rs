@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod agent;
+mod authority;
 mod ca;
 mod cleanup;
 mod status;
@@ -8,6 +9,7 @@ mod status;
 use clap::{Parser, Subcommand};
 
 pub use agent::AgentArgs;
+pub use authority::AuthorityArgs;
 
 /// Culvert, an ambient service mesh: mutual TLS between pods, by eBPF alone.
 #[derive(Debug, Parser)]

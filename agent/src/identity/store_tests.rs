@@ -88,6 +88,10 @@ impl CertificateAuthority for Scripted {
         })
     }
 
+    fn source(&self) -> String {
+        "scripted".to_owned()
+    }
+
     fn trust(&self) -> Trust {
         self.trust.clone()
     }

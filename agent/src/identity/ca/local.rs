@@ -8,7 +8,7 @@
 //! | `intermediate.key` | its key | yes |
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -36,6 +36,7 @@ use crate::{
 
 /// A certificate authority in a directory.
 pub struct LocalCa {
+    dir: PathBuf,
     intermediate: Intermediate,
     lifetime: Duration,
     trust: watch::Sender<Arc<TrustBundle>>,
@@ -62,7 +63,8 @@ impl LocalCa {
     /// Where a file is missing, unreadable or expired, or they do not belong together.
     pub fn open(dir: &Path) -> Result<Self, CaError> {
         let (trust, _) = watch::channel(Arc::new(read_roots(dir)?));
-        let ca = Self { intermediate: Intermediate::read(dir)?, lifetime: Self::LIFETIME, trust };
+        let intermediate = Intermediate::read(dir)?;
+        let ca = Self { dir: dir.to_owned(), intermediate, lifetime: Self::LIFETIME, trust };
         ca.sign_for_nobody(dir)?;
         if ca.not_after() < SystemTime::now() + EXPIRY_WARNING {
             let not_after = humantime::format_rfc3339_seconds(ca.not_after());
@@ -119,6 +121,10 @@ impl CertificateAuthority for LocalCa {
     fn sign<'a>(&'a self, csr: &'a Csr, identity: &'a Identity) -> Signing<'a> {
         // Some 100 µs of arithmetic: not worth another thread.
         Box::pin(std::future::ready(self.issue(csr, identity)))
+    }
+
+    fn source(&self) -> String {
+        format!("local {}", self.dir.display())
     }
 
     fn trust(&self) -> Trust {

@@ -30,6 +30,10 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future gives the request up; [`super::SvidStore`] does so after a deadline.
     fn sign<'a>(&'a self, csr: &'a Csr, identity: &'a Identity) -> Signing<'a>;
 
+    /// Returns which authority this is, for logs and `culvert certs`: its kind and where it is, such as
+    /// `local /etc/culvert/ca` or `grpc https://istiod.istio-system.svc:15012`.
+    fn source(&self) -> String;
+
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
 }
