@@ -16,8 +16,10 @@ use zeroize::Zeroizing;
 
 use super::{
     ca::{CaError, CertificateAuthority, Csr},
+    standing::CLOCK_CHECK,
     store::{Counters, SvidError},
     svid::Svid,
+    trust::Trust,
 };
 use crate::mesh::Identity;
 
@@ -45,12 +47,13 @@ impl Keeper {
     /// Starts the task.
     pub(super) fn start(
         identity: Identity,
-        ca: Arc<dyn CertificateAuthority>,
+        authority: (Arc<dyn CertificateAuthority>, Trust),
         counters: Arc<Counters>,
     ) -> Self {
         let (sender, state) = watch::channel(State::default());
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(identity, ca, counters, sender, Arc::clone(&wake))).abort_handle();
+        let task =
+            tokio::spawn(keep(identity, authority, counters, sender, Arc::clone(&wake))).abort_handle();
         Self { state, wake, task }
     }
 
@@ -74,13 +77,13 @@ impl Drop for Keeper {
 
 async fn keep(
     identity: Identity,
-    ca: Arc<dyn CertificateAuthority>,
+    (ca, trust): (Arc<dyn CertificateAuthority>, Trust),
     counters: Arc<Counters>,
     state: watch::Sender<State>,
     wake: Arc<Notify>,
 ) {
     loop {
-        match obtain(&identity, &*ca).await {
+        match obtain(&identity, &*ca, trust.clone()).await {
             Ok(svid) => {
                 counters.issued();
                 let svid = Arc::new(svid);
@@ -110,7 +113,7 @@ async fn keep(
 
 /// Makes a new key and has it certified. Each certificate has a key of its own, so that a leaked one is of use for one
 /// lifetime at most.
-async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Svid, SvidError> {
+async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority, trust: Trust) -> Result<Svid, SvidError> {
     let authority = |source| SvidError::Authority { identity: identity.clone(), source: Arc::new(source) };
     let key = KeyPair::generate().map(Zeroizing::new).map_err(|error| authority(error.into()))?;
     let csr = Csr::new(identity, &key).map_err(|error| authority(error.into()))?;
@@ -118,7 +121,7 @@ async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Sv
         .await
         .unwrap_or(Err(CaError::Timeout(SIGN_TIMEOUT)))
         .map_err(authority)?;
-    Svid::new(identity, &key, issued, ca.trust())
+    Svid::new(identity, &key, issued, trust)
         .map_err(|source| SvidError::Rejected { identity: identity.clone(), source })
 }
 
@@ -169,8 +172,6 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// The longest pause: an authority that came back is found within half a minute, out of twelve hours.
 const MAX_RETRY: Duration = Duration::from_secs(30);
-/// How often a resting task looks at the wall clock.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// Bounds the rate of renewals where an authority gives out certificates that are about to expire.
 const MIN_REST: Duration = Duration::from_secs(1);
 /// The part of the time to renewal that is left to chance.
