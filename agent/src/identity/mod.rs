@@ -18,6 +18,7 @@
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
 pub mod ca;
+mod fingerprint;
 mod follow;
 mod keeper;
 mod observed;
@@ -37,6 +38,7 @@ mod store_tests;
 mod testing;
 
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
+pub use fingerprint::Fingerprint;
 pub use follow::{FileState, Followed};
 pub use observed::{Observed, TlsFailure};
 pub use spiffe::IdentityRefusal;
