@@ -19,6 +19,7 @@
 
 pub mod ca;
 mod crl;
+mod fingerprint;
 mod follow;
 mod keeper;
 mod key;
@@ -42,6 +43,7 @@ mod testing;
 
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
 pub use crl::CrlError;
+pub use fingerprint::Fingerprint;
 pub use follow::{FileState, Followed};
 pub use key::WeakKey;
 pub use observed::{Observed, TlsFailure};
