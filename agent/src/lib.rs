@@ -46,6 +46,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (ca, trust_domain) = args.authority.open(args.certificate_lifetime)?;
     let svids = SvidStore::new(ca);
     svids.register(&mut registry);
+    identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.

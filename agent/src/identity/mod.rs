@@ -17,9 +17,13 @@
 //! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
+mod at;
 pub mod ca;
+mod certificate;
 mod follow;
+mod inventory;
 mod keeper;
+mod metrics;
 mod observed;
 mod spiffe;
 mod store;
@@ -36,8 +40,12 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
+pub use at::{At, span};
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
-pub use follow::{FileState, Followed};
+pub use certificate::CertificateFacts;
+pub use follow::{FileState, Followed, followed};
+pub use inventory::{FollowedFile, Held, Inventory, RootName, Standing};
+pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
 pub use spiffe::IdentityRefusal;
 pub use store::{SvidError, SvidStatus, SvidStore};
