@@ -71,6 +71,11 @@ impl TrustBundle {
         &self.certificates
     }
 
+    /// Returns the roots as rustls has them, for a server that is known by its DNS name.
+    pub(super) fn store(&self) -> Arc<RootCertStore> {
+        Arc::clone(&self.roots)
+    }
+
     /// Checks that a chain ends at one of the roots and may be used by a TLS server at `now`.
     pub(super) fn verify_server(
         &self,

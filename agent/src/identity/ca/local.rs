@@ -101,7 +101,8 @@ impl LocalCa {
         }
         // Only the key is taken from the request: what is certified is decided here.
         let request = CertificateSigningRequestParams::from_der(csr.der())?;
-        let until = now.checked_add(self.lifetime).map_or(*not_after, |until| until.min(*not_after));
+        let lifetime = csr.lifetime().map_or(self.lifetime, |wanted| wanted.min(self.lifetime));
+        let until = now.checked_add(lifetime).map_or(*not_after, |until| until.min(*not_after));
         let leaf = leaf_params(identity, now, until)?.signed_by(&request.public_key, issuer)?;
         Ok(Issued { chain: [leaf.into()].into_iter().chain(chain.iter().cloned()).collect() })
     }
