@@ -54,6 +54,9 @@ pub struct AuthorityArgs {
     pub trust_domain: Option<TrustDomain>,
 }
 
+/// An authority, the trust domain that it signs for, and the authority once more where its key is here.
+pub(crate) type Opened = (Arc<dyn CertificateAuthority>, TrustDomain, Option<Arc<LocalCa>>);
+
 impl AuthorityArgs {
     /// Opens the authority; it signs certificates that are valid for `lifetime`. Must be called within a Tokio runtime.
     ///
@@ -63,8 +66,18 @@ impl AuthorityArgs {
         &self,
         lifetime: Duration,
     ) -> anyhow::Result<(Arc<dyn CertificateAuthority>, TrustDomain)> {
+        let (ca, trust_domain, _) = self.open_with_key(lifetime)?;
+        Ok((ca, trust_domain))
+    }
+
+    /// Opens the authority as [`Self::open`] does, and returns it a second time as what it is where its key is here.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_with_key(&self, lifetime: Duration) -> anyhow::Result<Opened> {
         if let Some(address) = &self.ca_address {
-            return self.open_grpc(address, lifetime);
+            let (ca, trust_domain) = self.open_grpc(address, lifetime)?;
+            return Ok((ca, trust_domain, None));
         }
         let dir =
             self.ca_dir.as_ref().context("no certificate authority was named (--ca-dir, --ca-address)")?;
@@ -78,7 +91,8 @@ impl AuthorityArgs {
             *asked == trust_domain,
             "the authority in {dir} signs for {trust_domain}, not for {asked} (--trust-domain)"
         );
-        Ok((Arc::new(ca), trust_domain))
+        let ca = Arc::new(ca);
+        Ok((Arc::clone(&ca) as Arc<dyn CertificateAuthority>, trust_domain, Some(ca)))
     }
 
     fn open_grpc(
@@ -104,6 +118,7 @@ fn default_trust_domain() -> TrustDomain {
     "cluster.local".parse().expect("a valid trust domain")
 }
 
-fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+/// Parses the name of a server.
+pub(super) fn server_name(text: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(text.to_owned()).map_err(|_| "this is no DNS name and no IP address".to_owned())
 }

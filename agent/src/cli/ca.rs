@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use super::ca_serve;
 use crate::{
     identity::{LocalCa, ca::Lifetimes},
     mesh::TrustDomain,
@@ -21,6 +22,8 @@ pub(super) struct CaArgs {
 enum CaCommand {
     /// Make a new authority: a root, and an intermediate that signs the workloads' certificates
     Init(InitArgs),
+    /// Give out certificates over gRPC, by Istio's CSR protocol
+    Serve(Box<ca_serve::ServeArgs>),
 }
 
 #[derive(Args, Debug)]
@@ -45,6 +48,7 @@ struct InitArgs {
 pub(super) fn run(args: CaArgs) -> anyhow::Result<()> {
     match args.command {
         CaCommand::Init(args) => init(args),
+        CaCommand::Serve(args) => ca_serve::run(*args),
     }
 }
 

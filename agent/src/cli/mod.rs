@@ -3,6 +3,7 @@
 mod agent;
 mod authority;
 mod ca;
+mod ca_serve;
 mod cleanup;
 mod status;
 

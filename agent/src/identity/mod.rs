@@ -42,6 +42,6 @@ pub use observed::{Observed, TlsFailure};
 pub use spiffe::IdentityRefusal;
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
-pub use tls::peer_identity;
+pub use tls::{peer_identity, provider as tls_provider};
 pub use tls_error::TlsError;
 pub use trust::{Trust, TrustBundle, TrustError};

@@ -17,6 +17,11 @@ use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
+use rustls::{
+    crypto::aws_lc_rs::sign::any_ecdsa_type,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+    sign::CertifiedKey,
+};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -90,6 +95,30 @@ impl LocalCa {
         self.intermediate.not_after
     }
 
+    /// Makes a key and signs a certificate for a server of these names, for TLS as on the web: no member of the mesh
+    /// takes it for one of its own, since no SPIFFE ID is in it.
+    ///
+    /// # Errors
+    /// Where the authority's own certificate has expired, or the cryptographic library fails.
+    pub fn certify_server(
+        &self,
+        names: &[ServerName<'_>],
+        lifetime: Duration,
+    ) -> Result<CertifiedKey, CaError> {
+        let Intermediate { chain, issuer, not_after, .. } = &self.intermediate;
+        let now = SystemTime::now();
+        if *not_after <= now {
+            return Err(CaError::Expired(*not_after));
+        }
+        let key = Zeroizing::new(KeyPair::generate()?);
+        let until = now.checked_add(lifetime).map_or(*not_after, |until| until.min(*not_after));
+        let leaf = server_params(names, now, until)?.signed_by(&*key, issuer)?;
+        let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der()));
+        let signer = any_ecdsa_type(&pkcs8).expect("rcgen makes keys that rustls takes");
+        let chain = [leaf.into()].into_iter().chain(chain.iter().cloned()).collect();
+        Ok(CertifiedKey::new(chain, signer))
+    }
+
     fn issue(&self, csr: &Csr, identity: &Identity) -> Result<Issued, CaError> {
         let Intermediate { chain, issuer, trust_domain, not_after } = &self.intermediate;
         if identity.trust_domain() != trust_domain {
@@ -156,6 +185,29 @@ fn leaf_params(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(random_serial());
+    params.not_before = OffsetDateTime::from(now - BACKDATE);
+    params.not_after = OffsetDateTime::from(until);
+    Ok(params)
+}
+
+/// A server's certificate, by the names that clients know it by.
+fn server_params(
+    names: &[ServerName<'_>],
+    now: SystemTime,
+    until: SystemTime,
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = |name: &ServerName<'_>| match name {
+        ServerName::IpAddress(address) => Ok(SanType::IpAddress((*address).into())),
+        name => Ok(SanType::DnsName(name.to_str().into_owned().try_into()?)),
+    };
+    params.subject_alt_names = names.iter().map(name).collect::<Result<_, rcgen::Error>>()?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(random_serial());
     params.not_before = OffsetDateTime::from(now - BACKDATE);

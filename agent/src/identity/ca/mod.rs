@@ -17,6 +17,7 @@ use crate::mesh::{Identity, TrustDomain};
 mod files;
 mod grpc;
 mod init;
+mod issued;
 pub mod istio;
 mod local;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod tests;
 
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use init::{InitError, Lifetimes};
+pub use issued::IssuedFacts;
 pub use local::LocalCa;
 
 /// An authority that signs the certificates of workloads.

@@ -69,9 +69,7 @@ impl World {
         Self::start(
             "localhost",
             |stream| Box::pin(async { Some(stream) }),
-            move |root| {
-                Arc::new(move |request| Box::pin(answer(Arc::clone(&root), request.into_inner())))
-            },
+            move |root| Arc::new(move |request| Box::pin(answer(Arc::clone(&root), request.into_inner()))),
         )
         .await
     }
