@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod cleanup;
 mod status;
+mod vault;
 
 use clap::{Parser, Subcommand};
 

@@ -36,7 +36,7 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
-pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
+pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa, VaultCa};
 pub use follow::{FileState, Followed};
 pub use observed::{Observed, TlsFailure};
 pub use spiffe::IdentityRefusal;

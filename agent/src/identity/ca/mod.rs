@@ -19,9 +19,11 @@ mod init;
 mod local;
 #[cfg(test)]
 mod tests;
+pub mod vault;
 
 pub use init::{InitError, Lifetimes};
 pub use local::LocalCa;
+pub use vault::VaultCa;
 
 /// An authority that signs the certificates of workloads.
 pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
@@ -119,6 +121,9 @@ pub enum CaError {
     /// The cryptographic library refused, such as for a request whose signature is wrong.
     #[error("signing failed: {0}")]
     Crypto(#[from] rcgen::Error),
+    /// Vault cannot be used, or did not sign.
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
     /// The authority did not answer in time.
     #[error("the authority did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
