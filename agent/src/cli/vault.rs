@@ -116,7 +116,7 @@ mod tests {
         match (parsed, complaint) {
             (Ok(_), None) => {}
             (Err(error), Some(complaint)) => {
-                assert!(error.to_string().contains(complaint), "{args}: {error}")
+                assert!(error.to_string().contains(complaint), "{args}: {error}");
             }
             (parsed, _) => panic!("{args}: {parsed:?}, expected {complaint:?}"),
         }

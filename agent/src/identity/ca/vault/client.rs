@@ -46,7 +46,7 @@ type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 #[derive(Debug)]
 enum Transport {
-    Plain(HttpClient),
+    Plain(Box<HttpClient>),
     /// Made anew, with no connection left of the old one, when the file of roots changes.
     Tls(Followed<HttpClient>),
 }
@@ -91,7 +91,7 @@ impl VaultClient {
         roots: Option<PathBuf>,
     ) -> Result<Self, VaultError> {
         let transport = match (address.is_tls(), roots) {
-            (false, _) => Transport::Plain(http_client(RootCertStore::empty())),
+            (false, _) => Transport::Plain(Box::new(http_client(RootCertStore::empty()))),
             (true, None) => return Err(VaultError::NoVaultCa(address.to_string())),
             (true, Some(path)) => {
                 let paths = vec![path.clone()];

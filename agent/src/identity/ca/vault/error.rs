@@ -129,21 +129,19 @@ pub(super) fn remedy(status: StatusCode) -> &'static str {
 /// Describes a failed connection by its innermost cause; what hyper wraps around it says nothing more.
 pub(super) fn connection_problem(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
-    loop {
-        if let Some(tls) = tls_error(innermost) {
-            return tls_problem(tls);
-        }
-        match innermost.source() {
-            Some(source) => innermost = source,
-            None => return shorten(innermost.to_string()),
-        }
+    while let Some(inner) = wrapped(innermost).or_else(|| innermost.source()) {
+        innermost = inner;
+    }
+    match innermost.downcast_ref() {
+        Some(tls) => tls_problem(tls),
+        None => shorten(innermost.to_string()),
     }
 }
 
 /// An I/O error's source is the source of what it wraps, so what it wraps has to be asked for.
-fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let wrapped = || error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
-    error.downcast_ref().or_else(wrapped)
+fn wrapped<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    Some(inner)
 }
 
 fn tls_problem(error: &rustls::Error) -> String {

@@ -184,19 +184,16 @@ async fn log_in(
     Ok((token, lease))
 }
 
+/// Vault answers 403 also where nothing is mounted, so that nobody without a token learns what is.
 fn remedy(status: StatusCode, login: &KubernetesLogin) -> Option<String> {
     let KubernetesLogin { path, role, jwt } = login;
-    match status {
-        StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::INTERNAL_SERVER_ERROR => Some(format!(
-            "auth/{path}/role/{role} must name the service account and the namespace of the token in {}, and its \
-             audience; and the method must be able to review it",
+    matches!(status, StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN | StatusCode::INTERNAL_SERVER_ERROR).then(|| {
+        format!(
+            "the Kubernetes auth method must be mounted at auth/{path} and able to review tokens, and its role {role} \
+             must name the service account, the namespace and the audience of the token in {}",
             jwt.display()
-        )),
-        StatusCode::NOT_FOUND => Some(format!(
-            "no auth method is mounted at auth/{path} in that namespace (--vault-kubernetes-path, --vault-namespace)"
-        )),
-        _ => None,
-    }
+        )
+    })
 }
 
 /// A token that was got this short ago is not the reason of a refusal. Bounds the rate of logins, too.
