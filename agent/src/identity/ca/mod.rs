@@ -20,6 +20,7 @@ mod grpc;
 mod issued;
 pub mod istio;
 mod local;
+pub mod vault;
 
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
@@ -27,6 +28,7 @@ pub use local::{
     CaDirectory, Force, InitError, IntermediateError, Lifetimes, LocalCa, Need, NeedSource, RootInfo,
     RootsError, WriteError, sign_request, write_new,
 };
+pub use vault::VaultCa;
 
 /// An authority that signs the certificates of workloads.
 pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
@@ -178,6 +180,9 @@ pub enum CaError {
     /// The authority that is asked over gRPC did not sign.
     #[error(transparent)]
     Grpc(#[from] GrpcError),
+    /// Vault cannot be used, or did not sign.
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
     /// The authority did not answer in time.
     #[error("the authority did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
