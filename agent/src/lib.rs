@@ -55,6 +55,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
     let pool = Pool::new(hbone::PoolConfig::default());
+    pool.handshakes().register(&mut registry);
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
     let capture = Arc::new(Capture::load(&capture::Config {

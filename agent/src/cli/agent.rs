@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::AuthorityArgs;
-use crate::proxy::AccessLogFormat;
+use crate::{identity::keep_memory_private, proxy::AccessLogFormat};
 
 /// Run the agent of a node
 ///
@@ -105,6 +105,8 @@ pub enum LogFormat {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
+    // Before there is a key.
+    keep_memory_private().context("forbidding core dumps")?;
     let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let log = log.with_ansi(std::io::stderr().is_terminal());
