@@ -8,6 +8,7 @@
 //! Who may import whom is a rule (`cargo xtask tidy`); docs/architecture.md explains it.
 
 pub mod admin;
+pub mod ca_server;
 pub mod capture;
 pub mod cli;
 pub mod control;
@@ -54,6 +55,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     revocation.register(&mut registry);
     let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
+    identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
     pool.handshakes().register(&mut registry);
 

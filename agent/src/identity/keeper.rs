@@ -104,7 +104,10 @@ impl Drop for Keeper {
 }
 
 async fn keep(identity: Identity, issuance: Arc<Issuance>, state: watch::Sender<State>, wake: Arc<Notify>) {
+    let mut generation = issuance.ca.generation();
     loop {
+        // Before the request, so that a change during it is not missed.
+        generation.mark_unchanged();
         let attempt = Attempt::of(&state.borrow());
         let mut trust = issuance.trust.clone();
         trust.mark_unchanged();
@@ -123,6 +126,14 @@ async fn keep(identity: Identity, issuance: Arc<Issuance>, state: watch::Sender<
                     renew_at: Some(renew_at),
                     ..State::default()
                 });
+                tokio::select! {
+                    () = rest(&svid, renew_at, &wake, &mut trust) => continue,
+                    () = reissued(&mut generation) => {}
+                }
+                let soon = replacement(&svid, SystemTime::now(), rand::rng().random_range(0.0..1.0));
+                let renew_at = renew_at.min(soon);
+                tracing::info!(%identity, renew_at = %rfc3339(renew_at), "another issuer signs from now on: the certificate is renewed soon");
+                state.send_modify(|state| state.renew_at = Some(renew_at));
                 rest(&svid, renew_at, &wake, &mut trust).await;
             }
             Err(error) => {
@@ -173,6 +184,21 @@ async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify, trust: &mut Trus
     }
 }
 
+/// Waits until the authority signs with another issuer.
+async fn reissued(generation: &mut watch::Receiver<u64>) {
+    if generation.changed().await.is_err() {
+        // It never will.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// When a certificate is replaced whose issuer was replaced: within a minute or a tenth of what is left of its life, the
+/// moment left to `chance` (0 to 1), so that the certificates of a mesh are not all renewed at once.
+fn replacement(svid: &Svid, now: SystemTime, chance: f64) -> SystemTime {
+    let left = svid.not_after().duration_since(now).unwrap_or_default();
+    now + (left / 10).min(REPLACED_WITHIN).mul_f64(chance)
+}
+
 /// How long a certificate can still be used; none where it is due for renewal.
 fn until_due(svid: &Svid, renew_at: SystemTime, now: SystemTime) -> Option<Duration> {
     // A clock that was set back: peers with the right time call this certificate not yet valid.
@@ -211,6 +237,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const MAX_RETRY: Duration = Duration::from_secs(30);
 /// Bounds the rate of renewals where an authority gives out certificates that are about to expire.
 const MIN_REST: Duration = Duration::from_secs(1);
+/// How soon certificates of a replaced issuer are renewed.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 /// The part of the time to renewal that is left to chance.
 const JITTER: f64 = 0.1;
 

@@ -20,11 +20,16 @@
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out. None of it gets
 //! into a core dump: [`keep_memory_private`].
 
+mod at;
 pub mod ca;
+mod certificate;
 mod crl;
+mod fingerprint;
 mod follow;
+mod inventory;
 mod keeper;
 mod key;
+mod metrics;
 mod observed;
 mod privacy;
 mod queue;
@@ -49,10 +54,15 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
-pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
+pub use at::{At, span};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, LocalCa};
+pub use certificate::CertificateFacts;
 pub use crl::CrlError;
-pub use follow::{FileState, Followed};
+pub use fingerprint::Fingerprint;
+pub use follow::{FileState, Followed, followed};
+pub use inventory::{FollowedFile, Held, HeldState, Inventory, RootName};
 pub use key::WeakKey;
+pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
 pub use privacy::keep_memory_private;
 pub use revocation::Revocation;
@@ -60,6 +70,6 @@ pub use spiffe::IdentityRefusal;
 pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
-pub use tls::peer_identity;
+pub use tls::{peer_identity, provider as tls_provider};
 pub use tls_error::TlsError;
 pub use trust::{Trust, TrustBundle, TrustError, Usage};
