@@ -47,7 +47,7 @@ use self::{
 };
 use super::{CaError, CertificateAuthority, Csr, Signing};
 use crate::{
-    identity::{FileState, Followed, Trust, TrustBundle},
+    identity::{Followed, Trust, TrustBundle},
     mesh::{Identity, TrustDomain},
 };
 
@@ -60,7 +60,9 @@ pub struct LocalCa {
     trust: Trust,
     generation: watch::Receiver<u64>,
     records: Records,
-    files: [watch::Receiver<FileState>; 2],
+    /// Kept, since they end with the last clone.
+    roots: Followed<TrustBundle>,
+    signers: Followed<Signer>,
     _publishing: AbortOnDropHandle<()>,
 }
 
@@ -114,14 +116,12 @@ impl LocalCa {
             Followed::start("intermediate", paths(&[INTERMEDIATE, INTERMEDIATE_KEY, ROOTS]), move || {
                 Signer::read(&here, Some(&ours))
             })?;
-        let files = [roots.state(), signers.state()];
-
         let (trust_sender, trust) = watch::channel(roots.get());
         let (signer_sender, signer) = watch::channel(signers.get());
         let (generation_sender, generation) = watch::channel(0);
         let publisher = Publisher {
-            roots,
-            signers,
+            roots: roots.watch(),
+            signers: signers.watch(),
             trust: trust_sender,
             signer: signer_sender,
             generation: generation_sender,
@@ -133,7 +133,8 @@ impl LocalCa {
             trust,
             generation,
             records: Records::new(dir),
-            files,
+            roots,
+            signers,
             dir: dir.to_owned(),
             _publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
         })
@@ -180,10 +181,6 @@ impl CertificateAuthority for LocalCa {
         self.trust.clone()
     }
 
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        self.files.to_vec()
-    }
-
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.signer.borrow().intermediate.chain.clone()
     }
@@ -199,6 +196,8 @@ impl std::fmt::Debug for LocalCa {
             .field("trust_domain", &self.trust_domain)
             .field("not_after", &self.not_after())
             .field("lifetime", &self.lifetime)
+            .field("roots", &self.roots)
+            .field("signers", &self.signers)
             .finish_non_exhaustive()
     }
 }
@@ -224,8 +223,8 @@ impl Signer {
 
 /// Takes new content of the files into use, in the one order that lets nobody sign what nobody trusts.
 struct Publisher {
-    roots: Followed<TrustBundle>,
-    signers: Followed<Signer>,
+    roots: watch::Receiver<Arc<TrustBundle>>,
+    signers: watch::Receiver<Arc<Signer>>,
     trust: watch::Sender<Arc<TrustBundle>>,
     signer: watch::Sender<Arc<Signer>>,
     generation: watch::Sender<u64>,
@@ -233,7 +232,7 @@ struct Publisher {
 
 impl Publisher {
     async fn run(self) {
-        let (mut roots, mut signers) = (self.roots.watch(), self.signers.watch());
+        let (mut roots, mut signers) = (self.roots.clone(), self.signers.clone());
         let mut day = interval(DAY);
         loop {
             tokio::select! {
