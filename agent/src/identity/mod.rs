@@ -17,12 +17,16 @@
 //! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
+mod at;
 pub mod ca;
+mod certificate;
 mod crl;
 mod fingerprint;
 mod follow;
+mod inventory;
 mod keeper;
 mod key;
+mod metrics;
 mod observed;
 mod revocation;
 mod spiffe;
@@ -41,11 +45,15 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
+pub use at::{At, span};
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa};
+pub use certificate::CertificateFacts;
 pub use crl::CrlError;
 pub use fingerprint::Fingerprint;
-pub use follow::{FileState, Followed};
+pub use follow::{FileState, Followed, followed};
+pub use inventory::{FollowedFile, Held, HeldState, Inventory, RootName};
 pub use key::WeakKey;
+pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
 pub use revocation::Revocation;
 pub use spiffe::IdentityRefusal;
