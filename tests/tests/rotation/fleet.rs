@@ -64,8 +64,9 @@ impl Fleet {
                 copy
             }
         });
-        let agents = [("node-a", &copies[0]), ("node-b", &copies[1])]
-            .map(|(node, ca)| mesh.agent(node).ca_dir(ca).arg("--certificate-lifetime").arg(lifetime).start().unwrap());
+        let agents = [("node-a", &copies[0]), ("node-b", &copies[1])].map(|(node, ca)| {
+            mesh.agent(node).ca_dir(ca).arg("--certificate-lifetime").arg(lifetime).start().unwrap()
+        });
         agents.iter().for_each(|agent| agent.wait_ready().unwrap());
         let servers = pairs
             .iter()

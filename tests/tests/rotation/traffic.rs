@@ -44,7 +44,9 @@ impl Traffic {
             for _ in 0..CLIENTS {
                 let (over, made) = (Arc::clone(&traffic.over), Arc::clone(&traffic.made));
                 let (client, target) = (client.clone(), server.at(SHORT));
-                traffic.short.push(thread::spawn(move || connect_again_and_again(&client, target, &over, &made)));
+                traffic
+                    .short
+                    .push(thread::spawn(move || connect_again_and_again(&client, target, &over, &made)));
             }
             let (client, target, over) = (client.clone(), server.at(LONG), Arc::clone(&traffic.over));
             traffic.long.push(thread::spawn(move || hold(&client, target, &over)));
@@ -128,12 +130,15 @@ impl Tally {
         }
         // Of the two agents, the one whose clock is first says why; the other sees its peer go.
         let mut causes: BTreeMap<SocketAddr, Vec<String>> = BTreeMap::new();
-        for record in [of("outbound", LONG), of("inbound", LONG)].concat().iter().filter(|record| !record.is_ok()) {
+        for record in
+            [of("outbound", LONG), of("inbound", LONG)].concat().iter().filter(|record| !record.is_ok())
+        {
             let error = record.field("error").unwrap_or_default();
             causes.entry(record.source().unwrap()).or_default().push(error);
         }
         for (source, errors) in &causes {
-            let expired = errors.iter().any(|error| error.contains("certificate that it was made with expired"));
+            let expired =
+                errors.iter().any(|error| error.contains("certificate that it was made with expired"));
             assert!(expired, "{source}: {errors:?}");
         }
         let ended: BTreeSet<_> = self.ended.iter().copied().collect();

@@ -31,7 +31,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::pki_types::CertificateDer;
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -179,10 +178,6 @@ impl CertificateAuthority for LocalCa {
 
     fn trust(&self) -> Trust {
         self.trust.clone()
-    }
-
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.signer.borrow().intermediate.chain.clone()
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
