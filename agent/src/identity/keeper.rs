@@ -179,7 +179,7 @@ fn renewal(svid: &Svid, now: SystemTime, jitter: f64) -> SystemTime {
 }
 
 /// How long to wait after a number of failures in a row: twice as long each time, times `spread`.
-fn back_off(failures: u32, spread: f64) -> Duration {
+pub(super) fn back_off(failures: u32, spread: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(MAX_RETRY).mul_f64(spread)
 }

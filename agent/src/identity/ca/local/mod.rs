@@ -31,6 +31,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -108,9 +109,8 @@ impl LocalCa {
         let paths = |names: &[&str]| names.iter().map(|name| dir.join(name)).collect();
         let here = dir.to_owned();
         let roots = Followed::start("trust bundle", paths(&[ROOTS]), move || read_roots(&here))?;
-        let first = Signer::read(dir, None)?;
-        let (here, trust_domain) = (dir.to_owned(), first.intermediate.trust_domain.clone());
-        let ours = trust_domain.clone();
+        let trust_domain = Signer::read(dir, None)?.intermediate.trust_domain;
+        let (here, ours) = (dir.to_owned(), trust_domain.clone());
         let signers =
             Followed::start("intermediate", paths(&[INTERMEDIATE, INTERMEDIATE_KEY, ROOTS]), move || {
                 Signer::read(&here, Some(&ours))
@@ -155,6 +155,22 @@ impl LocalCa {
     pub fn not_after(&self) -> SystemTime {
         self.signer.borrow().intermediate.not_after
     }
+
+    /// Makes a key and signs a certificate for a server of these names, for TLS as on the web: no member of the mesh
+    /// takes it for one of its own, since no SPIFFE ID is in it.
+    ///
+    /// # Errors
+    /// Where the authority's own certificate has expired, or the cryptographic library fails.
+    pub fn certify_server(
+        &self,
+        names: &[ServerName<'_>],
+        lifetime: Duration,
+    ) -> Result<CertifiedKey, CaError> {
+        let signer = Arc::clone(&self.signer.borrow());
+        let Intermediate { not_after, .. } = &signer.intermediate;
+        let until = SystemTime::now().checked_add(lifetime).unwrap_or(*not_after);
+        signer.intermediate.certify_server(names, until)
+    }
 }
 
 impl CertificateAuthority for LocalCa {
@@ -162,9 +178,9 @@ impl CertificateAuthority for LocalCa {
         Box::pin(async move {
             let signer = Arc::clone(&self.signer.borrow());
             let Intermediate { chain, not_after, .. } = &signer.intermediate;
-            let until = SystemTime::now()
-                .checked_add(self.lifetime)
-                .map_or(*not_after, |until| until.min(*not_after));
+            let lifetime = csr.lifetime().map_or(self.lifetime, |wanted| wanted.min(self.lifetime));
+            let until =
+                SystemTime::now().checked_add(lifetime).map_or(*not_after, |until| until.min(*not_after));
             // Some 100 µs of arithmetic: not worth another thread.
             let issued = signer.intermediate.issue(csr, identity, until)?;
             self.records.note(chain, until, self.lifetime).await;
