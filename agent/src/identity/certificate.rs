@@ -2,12 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::{prelude::X509Certificate, x509::X509Name};
 
-use super::{at::At, spiffe::shorten};
+use super::{at::At, fingerprint::Fingerprint, spiffe::shorten};
 
 /// What a certificate says of itself.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -62,7 +61,7 @@ const SHORT: usize = 16;
 
 /// SHA-256 in hexadecimal.
 pub(super) fn fingerprint(der: &[u8]) -> String {
-    digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    Fingerprint::of(der).to_string()
 }
 
 /// A distinguished name, bounded: it may come from a peer or an authority that is not ours.
