@@ -204,3 +204,134 @@ impl Vouching {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        time::Duration,
+    };
+
+    use rcgen::CertificateSigningRequestParams;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        identity::{
+            CaError, CertificateAuthority, Csr, Issued, Trust,
+            ca::Signing,
+            testing::{TestRoot, WEB, identity, leaf},
+        },
+        mesh::Identity,
+    };
+
+    /// An authority that can be told to refuse, and whose root can be taken out of the bundle.
+    #[derive(Debug)]
+    struct Moody {
+        root: TestRoot,
+        trust: watch::Sender<Arc<TrustBundle>>,
+        refuses: AtomicBool,
+        lifetime: Duration,
+    }
+
+    impl Moody {
+        fn new(lifetime: Duration) -> Arc<Self> {
+            let root = TestRoot::new("test root");
+            let (trust, _) = watch::channel(Arc::clone(&root.trust().borrow()));
+            Arc::new(Self { root, trust, refuses: AtomicBool::new(false), lifetime })
+        }
+    }
+
+    impl CertificateAuthority for Moody {
+        fn sign<'a>(&'a self, csr: &'a Csr, identity: &'a Identity) -> Signing<'a> {
+            Box::pin(async move {
+                if self.refuses.load(Relaxed) {
+                    return Err(CaError::Expired(SystemTime::UNIX_EPOCH));
+                }
+                let key = CertificateSigningRequestParams::from_der(csr.der())?.public_key;
+                let mut params = leaf(&identity.to_string());
+                params.not_after = (SystemTime::now() + self.lifetime).into();
+                Ok(Issued { chain: vec![self.root.sign(&params, &key)] })
+            })
+        }
+
+        fn source(&self) -> String {
+            "moody".to_owned()
+        }
+
+        fn trust(&self) -> Trust {
+            self.trust.subscribe()
+        }
+    }
+
+    fn store(ca: &Arc<Moody>) -> SvidStore {
+        SvidStore::new(Arc::clone(ca) as Arc<dyn CertificateAuthority>)
+    }
+
+    /// Waits until the store's only identity stands like this.
+    async fn until(store: &SvidStore, state: Standing) -> Held {
+        let found = async {
+            loop {
+                if let Some(held) = Inventory::of(store).certificates.pop().filter(|held| held.state == state)
+                {
+                    return held;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), found).await.expect("the certificate stands like this")
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_serves_is_shown_with_its_root() {
+        let ca = Moody::new(Duration::from_secs(3600));
+        let store = store(&ca);
+        store.svid(&identity(WEB)).await.unwrap();
+        let held = until(&store, Standing::Ok).await;
+        let facts = held.certificate.unwrap();
+        assert_eq!(
+            (held.identity.as_str(), facts.issuer.as_str(), held.source.as_str()),
+            (WEB, "CN=test root", "moody")
+        );
+        assert_eq!(held.root.unwrap().subject, "CN=test root");
+        assert!(held.renew_at.unwrap() < facts.not_after);
+        let inventory = Inventory::of(&store);
+        assert_eq!((inventory.roots.len(), inventory.intermediates.len()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn one_whose_renewal_fails_says_why_until_it_has_expired() {
+        let ca = Moody::new(Duration::from_secs(4));
+        let store = store(&ca);
+        store.svid(&identity(WEB)).await.unwrap();
+        ca.refuses.store(true, Relaxed);
+        let held = until(&store, Standing::RenewalFailing).await;
+        assert!(held.error.unwrap().contains("expired at 1970") && held.failures > 0);
+        let held = until(&store, Standing::Expired).await;
+        assert!(held.root.is_some() && held.error.is_some());
+        ca.refuses.store(false, Relaxed);
+        assert_eq!(until(&store, Standing::Ok).await.failures, 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_never_issued_is_missing() {
+        let ca = Moody::new(Duration::from_secs(3600));
+        ca.refuses.store(true, Relaxed);
+        let store = store(&ca);
+        store.svid(&identity(WEB)).await.unwrap_err();
+        let held = until(&store, Standing::Missing).await;
+        assert!(held.certificate.is_none() && held.renew_at.is_none() && held.error.is_some());
+    }
+
+    #[tokio::test]
+    async fn one_whose_root_is_trusted_no_more_is_untrusted() {
+        let ca = Moody::new(Duration::from_secs(3600));
+        let store = store(&ca);
+        store.svid(&identity(WEB)).await.unwrap();
+        // Of the same name, so that the name alone does not tell.
+        let other = TestRoot::new("test root");
+        ca.trust.send_replace(Arc::clone(&other.trust().borrow()));
+        let held = until(&store, Standing::Untrusted).await;
+        assert_eq!(held.root, None);
+    }
+}
