@@ -159,7 +159,7 @@ fn listed(paths: &[PathBuf]) -> String {
 
 /// What tells one content of files from another, without reading them.
 struct Stamps {
-    files: Vec<Option<(u64, u64, u64, i64, i64)>>,
+    files: Vec<Option<Stamp>>,
     /// Whether the last change is so long ago that a further one would have another time. The kernel's clock for
     /// files moves in steps of up to 10 ms, and a change within one step is invisible.
     settled: bool,
@@ -181,6 +181,9 @@ impl Stamps {
         Self { files, settled }
     }
 }
+
+/// Device, inode, size, and the time of the last change in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
 
 impl PartialEq for Stamps {
     fn eq(&self, other: &Self) -> bool {

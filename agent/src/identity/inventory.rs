@@ -4,18 +4,14 @@
 //! The types are both ends of one page: the agent writes them as JSON, `culvert certs` reads them. docs/operations.md
 //! names the fields, which are stable.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FileState, SvidStatus, SvidStore, at::At, certificate::CertificateFacts, follow, svid::Svid,
-    trust::TrustBundle,
+    FileState, IdentityRefusal, SvidStatus, SvidStore, TlsError, Usage, at::At,
+    certificate::CertificateFacts, crl::Crl, follow, svid::Svid, trust::TrustBundle,
 };
 
 /// The certificates of a node.
@@ -30,6 +26,8 @@ pub struct Inventory {
     pub roots: Vec<CertificateFacts>,
     /// The intermediates that vouch for the node's certificates, the one that expires first at the head.
     pub intermediates: Vec<CertificateFacts>,
+    /// The revocation lists.
+    pub revocation_lists: Vec<RevocationList>,
     /// The files that are followed while they change.
     pub files: Vec<FollowedFile>,
 }
@@ -41,7 +39,7 @@ pub struct Held {
     /// The SPIFFE ID.
     pub identity: String,
     /// How it stands.
-    pub state: Standing,
+    pub state: CertificateState,
     /// What the last attempt to get a certificate met; none after a success.
     pub error: Option<String>,
     /// Attempts that have failed since the last success.
@@ -68,9 +66,11 @@ pub struct RootName {
 /// How an identity's certificate stands, the worst first.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Standing {
+pub enum CertificateState {
     /// There is none yet.
     Missing,
+    /// It, or the authority that signed it, is on a revocation list: peers refuse it.
+    Revoked,
     /// It has expired: no new connection is made with it.
     Expired,
     /// It is not valid yet by this node's clock.
@@ -81,6 +81,22 @@ pub enum Standing {
     RenewalFailing,
     /// It serves.
     Ok,
+}
+
+/// A revocation list.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationList {
+    /// The authority whose list it is.
+    pub issuer: String,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+    /// When the next one is due.
+    pub next_update: At,
+    /// Whether the next one is overdue.
+    pub outdated: bool,
+    /// Whether it is known that its issuer signed it; it revokes nothing until then.
+    pub verified: bool,
 }
 
 /// Files that are read again when they change.
@@ -105,32 +121,36 @@ impl Inventory {
         let now = SystemTime::now();
         let bundle = Arc::clone(&store.trust().borrow());
         let held = store.snapshot();
-        let mut roots = Vouching::new(&bundle);
         let source = store.source();
-        let certificates = held.iter().map(|status| Held::of(status, &source, &mut roots, now)).collect();
+        let certificates = held.iter().map(|status| Held::of(status, &source, &bundle, now)).collect();
         Self {
             source,
             certificates,
             roots: facts(bundle.certificates()),
-            intermediates: intermediates(&held),
+            intermediates: intermediates(store, &held),
+            revocation_lists: bundle.lists().iter().map(|list| RevocationList::of(list, now)).collect(),
             files: follow::followed().into_iter().map(FollowedFile::from).collect(),
         }
     }
 }
 
 impl Held {
-    fn of(status: &SvidStatus, source: &str, roots: &mut Vouching, now: SystemTime) -> Self {
+    fn of(status: &SvidStatus, source: &str, bundle: &TrustBundle, now: SystemTime) -> Self {
         let SvidStatus { identity, svid, renew_at, error, failures } = status;
         let certificate = svid.as_ref().and_then(|svid| CertificateFacts::read(svid.chain().first()?));
-        let root = svid.as_ref().and_then(|svid| roots.of(svid, now));
-        let state = match (svid, &root) {
-            (None, _) => Standing::Missing,
-            (Some(svid), _) if now > svid.not_after() => Standing::Expired,
-            (Some(svid), _) if now < svid.not_before() => Standing::NotYetValid,
-            (_, None) => Standing::Untrusted,
-            _ if error.is_some() => Standing::RenewalFailing,
-            _ => Standing::Ok,
+        let verdict = svid.as_ref().map(|svid| verdict(svid, bundle, now));
+        let state = match (svid, &verdict) {
+            (None, _) | (_, None) => CertificateState::Missing,
+            (_, Some(Err(TlsError::Revoked | TlsError::RevokedAuthority { .. }))) => {
+                CertificateState::Revoked
+            }
+            (Some(svid), _) if now > svid.not_after() => CertificateState::Expired,
+            (Some(svid), _) if now < svid.not_before() => CertificateState::NotYetValid,
+            (_, Some(Err(_))) => CertificateState::Untrusted,
+            _ if error.is_some() => CertificateState::RenewalFailing,
+            _ => CertificateState::Ok,
         };
+        let root = verdict.and_then(Result::ok);
         Self {
             identity: identity.to_string(),
             state,
@@ -140,6 +160,18 @@ impl Held {
             renew_at: renew_at.map(At),
             root,
             source: source.to_owned(),
+        }
+    }
+}
+
+impl RevocationList {
+    fn of(list: &Crl, now: SystemTime) -> Self {
+        Self {
+            issuer: list.issuer.clone(),
+            revoked: list.revoked,
+            next_update: At(list.next_update),
+            outdated: list.is_outdated(now),
+            verified: list.is_verified(),
         }
     }
 }
@@ -157,11 +189,12 @@ impl From<FileState> for FollowedFile {
     }
 }
 
-/// Returns the distinct intermediates of the certificates, the one that expires first at the head, so that a bound
-/// drops those that matter least.
-pub(super) fn intermediates(held: &[SvidStatus]) -> Vec<CertificateFacts> {
+/// Returns the distinct intermediates of the certificates, and those that the authority signs with now; the one that
+/// expires first at the head, so that a bound drops those that matter least.
+pub(super) fn intermediates(store: &SvidStore, held: &[SvidStatus]) -> Vec<CertificateFacts> {
     let chains = held.iter().filter_map(|status| status.svid.as_ref()?.chain().get(1..));
-    let distinct: HashSet<&CertificateDer<'_>> = chains.flatten().collect();
+    let issuers = store.issuers();
+    let distinct: HashSet<&CertificateDer<'_>> = chains.flatten().chain(&issuers).collect();
     let mut facts: Vec<_> = distinct.into_iter().filter_map(CertificateFacts::read).collect();
     facts.sort_by(|a, b| (a.not_after, &a.fingerprint).cmp(&(b.not_after, &b.fingerprint)));
     facts
@@ -172,37 +205,16 @@ pub(super) fn facts(certificates: &[CertificateDer<'_>]) -> Vec<CertificateFacts
     certificates.iter().filter_map(CertificateFacts::read).collect()
 }
 
-/// Finds the root that vouches for a chain. All chains of one authority end alike, so the answer is kept by the last
-/// certificate of a chain.
-struct Vouching {
-    roots: Vec<(RootName, TrustBundle)>,
-    known: HashMap<CertificateDer<'static>, Option<RootName>>,
-}
-
-impl Vouching {
-    fn new(bundle: &TrustBundle) -> Self {
-        let single = |root: &CertificateDer<'static>| {
-            let CertificateFacts { subject, fingerprint, .. } = CertificateFacts::read(root)?;
-            Some((RootName { subject, fingerprint }, TrustBundle::new(vec![root.clone()]).ok()?))
-        };
-        Self { roots: bundle.certificates().iter().filter_map(single).collect(), known: HashMap::new() }
-    }
-
-    fn of(&mut self, svid: &Svid, now: SystemTime) -> Option<RootName> {
-        let (leaf, intermediates) = svid.chain().split_first()?;
-        let last = svid.chain().last()?.clone();
-        if let Some(known) = self.known.get(&last) {
-            return known.clone();
-        }
-        // One that has expired was vouched for all the same.
-        let then = now.min(svid.not_after()).max(svid.not_before());
-        let then = UnixTime::since_unix_epoch(then.duration_since(SystemTime::UNIX_EPOCH).ok()?);
-        let vouches =
-            |(_, bundle): &&(RootName, TrustBundle)| bundle.verify_client(leaf, intermediates, then).is_ok();
-        let found = self.roots.iter().find(vouches).map(|(name, _)| name.clone());
-        self.known.insert(last, found.clone());
-        found
-    }
+/// Asks as a peer does who vouches for a certificate.
+fn verdict(svid: &Svid, bundle: &TrustBundle, now: SystemTime) -> Result<RootName, TlsError> {
+    let (leaf, intermediates) = svid.chain().split_first().ok_or(IdentityRefusal::Unreadable)?;
+    // One that has expired was vouched for all the same.
+    let then = now.min(svid.not_after()).max(svid.not_before());
+    let then = UnixTime::since_unix_epoch(then.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let root = bundle.verify(Usage::Client, (leaf, intermediates), then)?;
+    let CertificateFacts { subject, fingerprint, .. } =
+        CertificateFacts::read(root).ok_or(IdentityRefusal::Unreadable)?;
+    Ok(RootName { subject, fingerprint })
 }
 
 #[cfg(test)]
@@ -269,7 +281,7 @@ mod tests {
     }
 
     /// Waits until the store's only identity stands like this.
-    async fn until(store: &SvidStore, state: Standing) -> Held {
+    async fn until(store: &SvidStore, state: CertificateState) -> Held {
         let found = async {
             loop {
                 if let Some(held) = Inventory::of(store).certificates.pop().filter(|held| held.state == state)
@@ -287,7 +299,7 @@ mod tests {
         let ca = Moody::new(Duration::from_secs(3600));
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap();
-        let held = until(&store, Standing::Ok).await;
+        let held = until(&store, CertificateState::Ok).await;
         let facts = held.certificate.unwrap();
         assert_eq!(
             (held.identity.as_str(), facts.issuer.as_str(), held.source.as_str()),
@@ -305,12 +317,12 @@ mod tests {
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap();
         ca.refuses.store(true, Relaxed);
-        let held = until(&store, Standing::RenewalFailing).await;
+        let held = until(&store, CertificateState::RenewalFailing).await;
         assert!(held.error.unwrap().contains("expired at 1970") && held.failures > 0);
-        let held = until(&store, Standing::Expired).await;
+        let held = until(&store, CertificateState::Expired).await;
         assert!(held.root.is_some() && held.error.is_some());
         ca.refuses.store(false, Relaxed);
-        assert_eq!(until(&store, Standing::Ok).await.failures, 0);
+        assert_eq!(until(&store, CertificateState::Ok).await.failures, 0);
     }
 
     #[tokio::test]
@@ -319,7 +331,7 @@ mod tests {
         ca.refuses.store(true, Relaxed);
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap_err();
-        let held = until(&store, Standing::Missing).await;
+        let held = until(&store, CertificateState::Missing).await;
         assert!(held.certificate.is_none() && held.renew_at.is_none() && held.error.is_some());
     }
 
@@ -331,7 +343,7 @@ mod tests {
         // Of the same name, so that the name alone does not tell.
         let other = TestRoot::new("test root");
         ca.trust.send_replace(Arc::clone(&other.trust().borrow()));
-        let held = until(&store, Standing::Untrusted).await;
+        let held = until(&store, CertificateState::Untrusted).await;
         assert_eq!(held.root, None);
     }
 }

@@ -87,7 +87,8 @@ fn metrics_say_how_long_each_certificate_is_good_for() {
         assert!(margin > day * 0.49 && margin < day * 0.56, "{margin}");
     }
     for (role, years) in [("root", 10.0), ("intermediate", 3.0)] {
-        let all: Vec<_> = metrics.of("culvert_ca_certificate_expiry_seconds", &[("role", role)]).collect();
+        let labels = [("role", role)];
+        let all: Vec<_> = metrics.of("culvert_ca_certificate_expiry_seconds", &labels).collect();
         let [sample] = all.as_slice() else { panic!("{all:?}") };
         assert!((sample.value / day - years * 365.0).abs() < 2.0, "{sample:?}");
         assert!(sample.labels["subject"].contains(&format!("Culvert {role}")), "{sample:?}");

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::SystemTime};
 
 use crate::{
-    identity::{At, CertificateFacts, FollowedFile, Held, Standing},
+    identity::{At, CertificateFacts, CertificateState, FollowedFile, Held, RevocationList},
     report::Certificates,
 };
 
@@ -39,6 +39,7 @@ pub(super) fn render(page: &Certificates, now: SystemTime) -> String {
     }
     authorities(&mut text, "TRUSTED ROOT", &inventory.roots, now);
     authorities(&mut text, "INTERMEDIATE", &inventory.intermediates, now);
+    revocation_lists(&mut text, &inventory.revocation_lists, now);
     files(&mut text, &inventory.files, now);
     text
 }
@@ -63,7 +64,7 @@ fn held_rows(text: &mut String, held: &Held, source: &str, now: SystemTime) {
     if let Some(facts) = facts {
         let verb = if facts.not_after.0 < now { "expired" } else { "expires" };
         details.push(format!("{verb} {}", facts.not_after.relative_to(now)));
-        if let Some(renew_at) = held.renew_at.filter(|_| held.state == Standing::Ok) {
+        if let Some(renew_at) = held.renew_at.filter(|_| held.state == CertificateState::Ok) {
             details.push(format!("renewed {}", renew_at.relative_to(now)));
         }
         details.push(format!("serial {}", facts.serial));
@@ -89,14 +90,15 @@ fn attempts(count: u32) -> String {
     if count == 1 { "1 attempt".to_owned() } else { format!("{count} attempts") }
 }
 
-fn state(standing: Standing) -> &'static str {
+fn state(standing: CertificateState) -> &'static str {
     match standing {
-        Standing::Ok => "ok",
-        Standing::RenewalFailing => "renewal failing",
-        Standing::Untrusted => "untrusted",
-        Standing::NotYetValid => "not yet valid",
-        Standing::Expired => "expired",
-        Standing::Missing => "missing",
+        CertificateState::Ok => "ok",
+        CertificateState::RenewalFailing => "renewal failing",
+        CertificateState::Untrusted => "untrusted",
+        CertificateState::NotYetValid => "not yet valid",
+        CertificateState::Revoked => "revoked",
+        CertificateState::Expired => "expired",
+        CertificateState::Missing => "missing",
     }
 }
 
@@ -150,6 +152,22 @@ fn authorities(text: &mut String, title: &str, all: &[CertificateFacts], now: Sy
     }
 }
 
+fn revocation_lists(text: &mut String, all: &[RevocationList], now: SystemTime) {
+    if all.is_empty() {
+        return;
+    }
+    let _ = writeln!(text);
+    let _ = writeln!(text, "{:<NAME$} {:<16} {:<TIME$}", "REVOCATION LIST OF", "REVOKED", "NEXT DUE");
+    for RevocationList { issuer, revoked, next_update, outdated, verified } in all {
+        let state = match (verified, outdated) {
+            (false, _) => "revokes nothing: nobody known here signed it".to_owned(),
+            (true, true) => format!("outdated, due {}", next_update.relative_to(now)),
+            (true, false) => next_update.relative_to(now),
+        };
+        let _ = writeln!(text, "{issuer:<NAME$} {revoked:<16} {next_update:<TIME$} {state}");
+    }
+}
+
 fn files(text: &mut String, all: &[FollowedFile], now: SystemTime) {
     if all.is_empty() {
         return;
@@ -189,7 +207,7 @@ mod tests {
         }
     }
 
-    fn held(account: &str, state: Standing, now: SystemTime) -> Held {
+    fn held(account: &str, state: CertificateState, now: SystemTime) -> Held {
         let root =
             RootName { subject: "O=Culvert, CN=Culvert root 89".to_owned(), fingerprint: "ef".repeat(32) };
         Held {
@@ -210,6 +228,13 @@ mod tests {
             certificates,
             roots: vec![facts("O=Culvert, CN=Culvert root 89abcdef", now)],
             intermediates: Vec::new(),
+            revocation_lists: vec![RevocationList {
+                issuer: "CN=Culvert root 89abcdef".to_owned(),
+                revoked: 3,
+                next_update: At(now - HOUR),
+                outdated: true,
+                verified: true,
+            }],
             files: vec![FollowedFile {
                 what: "trust bundle".to_owned(),
                 paths: vec!["/etc/culvert/ca/root.pem".to_owned()],
@@ -229,7 +254,7 @@ mod tests {
     #[test]
     fn no_line_is_longer_than_a_terminal_is_wide() {
         let accounts = ["web", "a-service-account-whose-name-is-longer-than-the-column-for-it"];
-        let text = page(accounts.map(|account| held(account, Standing::Ok, now())).into(), now());
+        let text = page(accounts.map(|account| held(account, CertificateState::Ok, now())).into(), now());
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
         }
@@ -244,11 +269,15 @@ mod tests {
 
     #[test]
     fn a_failing_renewal_says_why_and_a_missing_certificate_has_no_times() {
-        let mut failing = held("web", Standing::RenewalFailing, now());
+        let mut failing = held("web", CertificateState::RenewalFailing, now());
         failing.error = Some("the authority did not answer within 10s".to_owned());
         failing.failures = 3;
-        let missing =
-            Held { certificate: None, renew_at: None, root: None, ..held("db", Standing::Missing, now()) };
+        let missing = Held {
+            certificate: None,
+            renew_at: None,
+            root: None,
+            ..held("db", CertificateState::Missing, now())
+        };
         let text = page(vec![failing, missing], now());
         assert!(text.contains("renewal failing  2026-01-01T11:00:00Z"), "{text}");
         assert!(text.contains("3 attempts failed, the last one: the authority did not answer"), "{text}");

@@ -8,7 +8,7 @@ use super::{
     Section,
     certificate::{Certificate, Role, signed},
 };
-use crate::identity::{TlsError, TrustBundle, certificate::name};
+use crate::identity::{TrustBundle, Usage, certificate::name};
 
 /// Checks the chain of a file.
 pub(super) fn check(
@@ -145,9 +145,8 @@ fn as_a_peer(
     let now = UnixTime::since_unix_epoch(since);
     let others: Vec<_> =
         certificates.iter().filter(|other| other.at != first.at).map(|other| other.der.clone()).collect();
-    let checks =
-        [roots.verify_server(&first.der, &others, now), roots.verify_client(&first.der, &others, now)];
+    let checks = [Usage::Server, Usage::Client].map(|usage| roots.verify(usage, (&first.der, &others), now));
     if let Some(error) = checks.into_iter().find_map(Result::err) {
-        sections[first.at].problem(format!("a peer would refuse it: {}", TlsError::from(&error)));
+        sections[first.at].problem(format!("a peer refuses it, and says: {error}"));
     }
 }
