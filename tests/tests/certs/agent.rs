@@ -98,3 +98,53 @@ fn metrics_say_how_long_each_certificate_is_good_for() {
     let since = metrics.of("culvert_certificate_last_success_seconds", &[]).next().unwrap().value;
     assert!((0.0..600.0).contains(&since), "{since}");
 }
+
+/// A rule over a metric that nobody exports never fires.
+#[test]
+fn every_metric_that_the_alerts_look_at_is_exported() {
+    let mesh = Mesh::new().unwrap();
+    let agent = agent(&mesh);
+    let exported = agent.get("/metrics").unwrap().body;
+    let rules = include_str!("../../../deploy/alerts.yaml");
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let names: Vec<_> = rules
+        .match_indices("culvert_")
+        .map(|(at, _)| &rules[at..][..rules[at..].find(|c| !is_name(c)).unwrap_or(rules.len() - at)])
+        .collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        let family = name.strip_suffix("_total").unwrap_or(name);
+        let kind = if family == name { "gauge" } else { "counter" };
+        assert!(
+            exported.contains(&format!("# TYPE {family} {kind}\n")),
+            "{name} is not exported:\n{exported}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_counted_and_named_until_it_can() {
+    let mesh = Mesh::new().unwrap();
+    let agent = agent(&mesh);
+    let page: serde_json::Value = serde_json::from_str(&certs(&agent, &["--json"])).unwrap();
+    let roots = format!("{}/ca/root.pem", held_source(&page));
+    let good = std::fs::read(&roots).unwrap();
+    let refused = || -> (f64, f64) {
+        let metrics = agent.metrics().unwrap();
+        let about = |name| {
+            metrics.samples().iter().filter(move |s| s.name == name && s.labels["file"].contains(&roots))
+        };
+        let sum = |name| about(name).map(|sample| sample.value).sum();
+        assert!(about("culvert_file_refused").count() > 0, "{metrics:?}");
+        (sum("culvert_file_refused"), sum("culvert_file_reload_failures_total"))
+    };
+    assert_eq!(refused(), (0.0, 0.0));
+    std::fs::write(&roots, "no certificate").unwrap();
+    eventually(PATIENCE, || refused().0 >= 1.0);
+    assert!(refused().1 >= 1.0);
+    let text = certs(&agent, &[]);
+    assert!(text.contains("the newest content cannot be used"), "{text}");
+    std::fs::write(&roots, good).unwrap();
+    eventually(PATIENCE, || refused().0 == 0.0);
+    assert!(refused().1 >= 1.0);
+}

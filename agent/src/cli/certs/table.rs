@@ -177,7 +177,8 @@ fn files(text: &mut String, all: &[FollowedFile], now: SystemTime) {
     for FollowedFile { what, paths, loaded_at, error, failures } in all {
         let loaded =
             loaded_at.map_or_else(|| "not read yet".to_owned(), |at| format!("read {}", at.relative_to(now)));
-        let _ = writeln!(text, "{what}: {} ({loaded})", paths.join(", "));
+        let _ = writeln!(text, "{what}, {loaded}");
+        wrap(text, paths);
         if let Some(error) = error {
             let _ = writeln!(
                 text,
