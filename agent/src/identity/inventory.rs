@@ -39,7 +39,7 @@ pub struct Held {
     /// The SPIFFE ID.
     pub identity: String,
     /// How it stands.
-    pub state: CertificateState,
+    pub state: HeldState,
     /// What the last attempt to get a certificate met; none after a success.
     pub error: Option<String>,
     /// Attempts that have failed since the last success.
@@ -66,7 +66,7 @@ pub struct RootName {
 /// How an identity's certificate stands, the worst first.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum CertificateState {
+pub enum HeldState {
     /// There is none yet.
     Missing,
     /// It, or the authority that signed it, is on a revocation list: peers refuse it.
@@ -140,15 +140,13 @@ impl Held {
         let certificate = svid.as_ref().and_then(|svid| CertificateFacts::read(svid.chain().first()?));
         let verdict = svid.as_ref().map(|svid| verdict(svid, bundle, now));
         let state = match (svid, &verdict) {
-            (None, _) | (_, None) => CertificateState::Missing,
-            (_, Some(Err(TlsError::Revoked | TlsError::RevokedAuthority { .. }))) => {
-                CertificateState::Revoked
-            }
-            (Some(svid), _) if now > svid.not_after() => CertificateState::Expired,
-            (Some(svid), _) if now < svid.not_before() => CertificateState::NotYetValid,
-            (_, Some(Err(_))) => CertificateState::Untrusted,
-            _ if error.is_some() => CertificateState::RenewalFailing,
-            _ => CertificateState::Ok,
+            (None, _) | (_, None) => HeldState::Missing,
+            (_, Some(Err(TlsError::Revoked | TlsError::RevokedAuthority { .. }))) => HeldState::Revoked,
+            (Some(svid), _) if now > svid.not_after() => HeldState::Expired,
+            (Some(svid), _) if now < svid.not_before() => HeldState::NotYetValid,
+            (_, Some(Err(_))) => HeldState::Untrusted,
+            _ if error.is_some() => HeldState::RenewalFailing,
+            _ => HeldState::Ok,
         };
         let root = verdict.and_then(Result::ok);
         Self {
@@ -281,7 +279,7 @@ mod tests {
     }
 
     /// Waits until the store's only identity stands like this.
-    async fn until(store: &SvidStore, state: CertificateState) -> Held {
+    async fn until(store: &SvidStore, state: HeldState) -> Held {
         let found = async {
             loop {
                 if let Some(held) = Inventory::of(store).certificates.pop().filter(|held| held.state == state)
@@ -299,7 +297,7 @@ mod tests {
         let ca = Moody::new(Duration::from_secs(3600));
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap();
-        let held = until(&store, CertificateState::Ok).await;
+        let held = until(&store, HeldState::Ok).await;
         let facts = held.certificate.unwrap();
         assert_eq!(
             (held.identity.as_str(), facts.issuer.as_str(), held.source.as_str()),
@@ -317,12 +315,12 @@ mod tests {
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap();
         ca.refuses.store(true, Relaxed);
-        let held = until(&store, CertificateState::RenewalFailing).await;
+        let held = until(&store, HeldState::RenewalFailing).await;
         assert!(held.error.unwrap().contains("expired at 1970") && held.failures > 0);
-        let held = until(&store, CertificateState::Expired).await;
+        let held = until(&store, HeldState::Expired).await;
         assert!(held.root.is_some() && held.error.is_some());
         ca.refuses.store(false, Relaxed);
-        assert_eq!(until(&store, CertificateState::Ok).await.failures, 0);
+        assert_eq!(until(&store, HeldState::Ok).await.failures, 0);
     }
 
     #[tokio::test]
@@ -331,7 +329,7 @@ mod tests {
         ca.refuses.store(true, Relaxed);
         let store = store(&ca);
         store.svid(&identity(WEB)).await.unwrap_err();
-        let held = until(&store, CertificateState::Missing).await;
+        let held = until(&store, HeldState::Missing).await;
         assert!(held.certificate.is_none() && held.renew_at.is_none() && held.error.is_some());
     }
 
@@ -343,7 +341,7 @@ mod tests {
         // Of the same name, so that the name alone does not tell.
         let other = TestRoot::new("test root");
         ca.trust.send_replace(Arc::clone(&other.trust().borrow()));
-        let held = until(&store, CertificateState::Untrusted).await;
+        let held = until(&store, HeldState::Untrusted).await;
         assert_eq!(held.root, None);
     }
 }

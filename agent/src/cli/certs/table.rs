@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::SystemTime};
 
 use crate::{
-    identity::{At, CertificateFacts, CertificateState, FollowedFile, Held, RevocationList},
+    identity::{At, CertificateFacts, FollowedFile, Held, HeldState, RevocationList},
     report::Certificates,
 };
 
@@ -64,7 +64,7 @@ fn held_rows(text: &mut String, held: &Held, source: &str, now: SystemTime) {
     if let Some(facts) = facts {
         let verb = if facts.not_after.0 < now { "expired" } else { "expires" };
         details.push(format!("{verb} {}", facts.not_after.relative_to(now)));
-        if let Some(renew_at) = held.renew_at.filter(|_| held.state == CertificateState::Ok) {
+        if let Some(renew_at) = held.renew_at.filter(|_| held.state == HeldState::Ok) {
             details.push(format!("renewed {}", renew_at.relative_to(now)));
         }
         details.push(format!("serial {}", facts.serial));
@@ -90,15 +90,15 @@ fn attempts(count: u32) -> String {
     if count == 1 { "1 attempt".to_owned() } else { format!("{count} attempts") }
 }
 
-fn state(standing: CertificateState) -> &'static str {
+fn state(standing: HeldState) -> &'static str {
     match standing {
-        CertificateState::Ok => "ok",
-        CertificateState::RenewalFailing => "renewal failing",
-        CertificateState::Untrusted => "untrusted",
-        CertificateState::NotYetValid => "not yet valid",
-        CertificateState::Revoked => "revoked",
-        CertificateState::Expired => "expired",
-        CertificateState::Missing => "missing",
+        HeldState::Ok => "ok",
+        HeldState::RenewalFailing => "renewal failing",
+        HeldState::Untrusted => "untrusted",
+        HeldState::NotYetValid => "not yet valid",
+        HeldState::Revoked => "revoked",
+        HeldState::Expired => "expired",
+        HeldState::Missing => "missing",
     }
 }
 
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    fn held(account: &str, state: CertificateState, now: SystemTime) -> Held {
+    fn held(account: &str, state: HeldState, now: SystemTime) -> Held {
         let root =
             RootName { subject: "O=Culvert, CN=Culvert root 89".to_owned(), fingerprint: "ef".repeat(32) };
         Held {
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn no_line_is_longer_than_a_terminal_is_wide() {
         let accounts = ["web", "a-service-account-whose-name-is-longer-than-the-column-for-it"];
-        let text = page(accounts.map(|account| held(account, CertificateState::Ok, now())).into(), now());
+        let text = page(accounts.map(|account| held(account, HeldState::Ok, now())).into(), now());
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{} columns: {line}", line.chars().count());
         }
@@ -270,15 +270,11 @@ mod tests {
 
     #[test]
     fn a_failing_renewal_says_why_and_a_missing_certificate_has_no_times() {
-        let mut failing = held("web", CertificateState::RenewalFailing, now());
+        let mut failing = held("web", HeldState::RenewalFailing, now());
         failing.error = Some("the authority did not answer within 10s".to_owned());
         failing.failures = 3;
-        let missing = Held {
-            certificate: None,
-            renew_at: None,
-            root: None,
-            ..held("db", CertificateState::Missing, now())
-        };
+        let missing =
+            Held { certificate: None, renew_at: None, root: None, ..held("db", HeldState::Missing, now()) };
         let text = page(vec![failing, missing], now());
         assert!(text.contains("renewal failing  2026-01-01T11:00:00Z"), "{text}");
         assert!(text.contains("3 attempts failed, the last one: the authority did not answer"), "{text}");
