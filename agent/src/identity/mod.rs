@@ -58,7 +58,7 @@ pub use key::WeakKey;
 pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
 pub use revocation::Revocation;
-pub use spiffe::IdentityRefusal;
+pub use spiffe::{IdentityRefusal, identity_of};
 pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};

@@ -64,7 +64,7 @@ impl IdentityRefusal {
 ///
 /// # Errors
 /// Where there is not exactly one, or it is not of the form that Kubernetes workloads have.
-pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
+pub fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
     let (_, certificate) =
         x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityRefusal::Unreadable)?;
     let usage = certificate.key_usage().map_err(|_| IdentityRefusal::Unreadable)?;

@@ -1,6 +1,6 @@
 //! `culvert certs` and the metrics of certificates, asked of real agents.
 
-use lab::{Agent, Mesh, PATIENCE, eventually};
+use lab::{Agent, Mesh, PATIENCE, Sample, eventually};
 
 /// An agent with two pods of one identity and one of another.
 fn agent(mesh: &Mesh) -> Agent {
@@ -129,13 +129,14 @@ fn a_file_that_cannot_be_used_is_counted_and_named_until_it_can() {
     let page: serde_json::Value = serde_json::from_str(&certs(&agent, &["--json"])).unwrap();
     let roots = format!("{}/ca/root.pem", held_source(&page));
     let good = std::fs::read(&roots).unwrap();
-    let refused = || -> (f64, f64) {
+    let refused = || {
         let metrics = agent.metrics().unwrap();
-        let about = |name| {
-            metrics.samples().iter().filter(move |s| s.name == name && s.labels["file"].contains(&roots))
+        let sum = |name: &str| {
+            let about = |sample: &&Sample| sample.name == name && sample.labels["file"].contains(&roots);
+            let found: Vec<_> = metrics.samples().iter().filter(about).collect();
+            assert!(!found.is_empty(), "{metrics:?}");
+            found.iter().map(|sample| sample.value).sum::<f64>()
         };
-        let sum = |name| about(name).map(|sample| sample.value).sum();
-        assert!(about("culvert_file_refused").count() > 0, "{metrics:?}");
         (sum("culvert_file_refused"), sum("culvert_file_reload_failures_total"))
     };
     assert_eq!(refused(), (0.0, 0.0));
