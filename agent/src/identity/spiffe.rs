@@ -68,7 +68,7 @@ impl IdentityRefusal {
 ///
 /// # Errors
 /// Where there is not exactly one, or it is not of the form that Kubernetes workloads have.
-pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
+pub fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
     let (_, certificate) =
         x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityRefusal::Unreadable)?;
     let usage = certificate.key_usage().map_err(|_| IdentityRefusal::Unreadable)?;
@@ -81,7 +81,11 @@ pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, Identit
 /// Returns the one URI among a certificate's names.
 pub(super) fn single_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, IdentityRefusal> {
     let names = certificate.subject_alternative_name().map_err(|_| IdentityRefusal::Unreadable)?;
-    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    uri_among(names.map_or(&[][..], |names| &names.value.general_names))
+}
+
+/// Returns the one URI among names.
+pub(super) fn uri_among<'a>(names: &[GeneralName<'a>]) -> Result<&'a str, IdentityRefusal> {
     // A name that does not parse could be a second URI in the eyes of another implementation.
     if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
         return Err(IdentityRefusal::Unreadable);
