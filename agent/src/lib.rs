@@ -29,7 +29,12 @@ use tokio::{
 };
 
 use crate::{
-    capture::Capture, cli::AgentArgs, control::Manifests, enroll::Enroller, hbone::Pool, identity::SvidStore,
+    capture::Capture,
+    cli::AgentArgs,
+    control::Manifests,
+    enroll::Enroller,
+    hbone::Pool,
+    identity::{Revocation, SvidStore},
     shutdown::Shutdown,
 };
 
@@ -44,8 +49,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
 
     let (ca, trust_domain) = args.authority.open(args.certificate_lifetime)?;
-    let svids = SvidStore::new(ca);
+    let revocation =
+        Revocation::start(args.crl.clone(), ca.trust()).context("reading the revocation lists (--crl)")?;
+    revocation.register(&mut registry);
+    let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
+    identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.

@@ -17,11 +17,20 @@
 //! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
+mod at;
 pub mod ca;
+mod certificate;
+mod crl;
+mod fingerprint;
 mod follow;
+mod inventory;
 mod keeper;
+mod key;
+mod metrics;
 mod observed;
+mod revocation;
 mod spiffe;
+mod standing;
 mod store;
 mod svid;
 mod tls;
@@ -36,12 +45,21 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
+pub use at::{At, span};
 pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa, VaultCa};
-pub use follow::{FileState, Followed};
+pub use certificate::CertificateFacts;
+pub use crl::CrlError;
+pub use fingerprint::Fingerprint;
+pub use follow::{FileState, Followed, followed};
+pub use inventory::{FollowedFile, Held, HeldState, Inventory, RootName};
+pub use key::WeakKey;
+pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
+pub use revocation::Revocation;
 pub use spiffe::IdentityRefusal;
+pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
 pub use tls::peer_identity;
 pub use tls_error::TlsError;
-pub use trust::{Trust, TrustBundle, TrustError};
+pub use trust::{Trust, TrustBundle, TrustError, Usage};

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use humantime::format_rfc3339_seconds as rfc3339;
@@ -17,6 +17,7 @@ use super::{
     ca::{CaError, CertificateAuthority},
     keeper::{Keeper, State},
     svid::{Rejected, Svid},
+    trust::Trust,
 };
 use crate::mesh::{Identity, Reason};
 
@@ -29,6 +30,7 @@ pub struct SvidStore(Arc<Inner>);
 
 struct Inner {
     ca: Arc<dyn CertificateAuthority>,
+    trust: Trust,
     keepers: Mutex<HashMap<Identity, Keeper>>,
     counters: Arc<Counters>,
 }
@@ -97,9 +99,20 @@ impl SvidError {
 }
 
 impl SvidStore {
-    /// Makes an empty store that has its certificates signed by `ca`.
+    /// Makes an empty store that has its certificates signed by `ca`, and trusts whom `ca` does.
     pub fn new(ca: Arc<dyn CertificateAuthority>) -> Self {
-        Self(Arc::new(Inner { ca, keepers: Mutex::default(), counters: Arc::default() }))
+        let trust = ca.trust();
+        Self::with_trust(ca, trust)
+    }
+
+    /// Makes an empty store that has its certificates signed by `ca`; they and their peers are judged by `trust`.
+    pub fn with_trust(ca: Arc<dyn CertificateAuthority>, trust: Trust) -> Self {
+        Self(Arc::new(Inner { ca, trust, keepers: Mutex::default(), counters: Arc::default() }))
+    }
+
+    /// Returns the trust in force, now and later.
+    pub fn trust(&self) -> Trust {
+        self.0.trust.clone()
     }
 
     /// Returns the certificate of `identity`. The first call for an identity has it signed, in a task that renews it at
@@ -155,8 +168,18 @@ impl SvidStore {
         registry.register(
             "culvert_certificate_requests",
             "Certificates asked of the authority, by result",
-            self.0.counters.0.clone(),
+            self.0.counters.requests.clone(),
         );
+    }
+
+    /// Returns which authority signs: its kind and where it is.
+    pub fn source(&self) -> String {
+        self.0.ca.source()
+    }
+
+    /// Returns when the authority last signed something that is usable; none before the first time.
+    pub fn last_success(&self) -> Option<Instant> {
+        self.0.counters.last_success()
     }
 
     fn subscribe(&self, identity: &Identity) -> tokio::sync::watch::Receiver<State> {
@@ -164,7 +187,8 @@ impl SvidStore {
         if let Some(keeper) = keepers.get(identity) {
             return keeper.state();
         }
-        let keeper = Keeper::start(identity.clone(), Arc::clone(&self.0.ca), Arc::clone(&self.0.counters));
+        let Inner { ca, trust, counters, .. } = &*self.0;
+        let keeper = Keeper::start(identity.clone(), (Arc::clone(ca), trust.clone()), Arc::clone(counters));
         let state = keeper.state();
         keepers.insert(identity.clone(), keeper);
         state
@@ -198,7 +222,10 @@ fn usable(identity: &Identity, state: &State, now: SystemTime) -> Result<Arc<Svi
 
 /// How the requests to the authority ended.
 #[derive(Debug)]
-pub(super) struct Counters(Family<ResultLabel, Counter>);
+pub(super) struct Counters {
+    requests: Family<ResultLabel, Counter>,
+    last_success: Mutex<Option<Instant>>,
+}
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct ResultLabel {
@@ -212,19 +239,24 @@ impl Default for Counters {
         for result in ["issued", "failed", "rejected"] {
             drop(family.get_or_create(&ResultLabel { result }));
         }
-        Self(family)
+        Self { requests: family, last_success: Mutex::default() }
     }
 }
 
 impl Counters {
     /// Counts a certificate that is in use now.
     pub(super) fn issued(&self) {
-        self.0.get_or_create(&ResultLabel { result: "issued" }).inc();
+        self.requests.get_or_create(&ResultLabel { result: "issued" }).inc();
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Counts an attempt that failed.
     pub(super) fn failed(&self, error: &SvidError) {
         let result = if matches!(error, SvidError::Rejected { .. }) { "rejected" } else { "failed" };
-        self.0.get_or_create(&ResultLabel { result }).inc();
+        self.requests.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    fn last_success(&self) -> Option<Instant> {
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::Rng as _;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
@@ -180,6 +180,7 @@ async fn ask(
 /// A bundle of one root whose key is gone as soon as it is made: no certificate chains to it.
 fn nobody() -> TrustBundle {
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "nobody is trusted: Vault told no roots yet");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let root = KeyPair::generate()
         .and_then(|key| params.self_signed(&key))
