@@ -8,6 +8,7 @@
 //! Who may import whom is a rule (`cargo xtask tidy`); docs/architecture.md explains it.
 
 pub mod admin;
+pub mod ca_server;
 pub mod capture;
 pub mod cli;
 pub mod control;

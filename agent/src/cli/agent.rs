@@ -105,19 +105,25 @@ pub enum LogFormat {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let log = log.with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    start_log(&args.log, args.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("culvert")
         .build()
         .context("starting the runtime")?
         .block_on(crate::run(args))
+}
+
+/// Has what the process says of itself written to the standard error.
+pub(super) fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
 }
 
 /// A node's name becomes a directory's name: a DNS subdomain, as Kubernetes has it.

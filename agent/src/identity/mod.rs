@@ -46,7 +46,7 @@ mod store_tests;
 mod testing;
 
 pub use at::{At, span};
-pub use ca::{CaError, CertificateAuthority, Csr, Issued, LocalCa, VaultCa};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, LocalCa, VaultCa};
 pub use certificate::CertificateFacts;
 pub use crl::CrlError;
 pub use fingerprint::Fingerprint;
@@ -60,6 +60,6 @@ pub use spiffe::IdentityRefusal;
 pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
-pub use tls::peer_identity;
+pub use tls::{peer_identity, provider as tls_provider};
 pub use tls_error::TlsError;
 pub use trust::{Trust, TrustBundle, TrustError, Usage};

@@ -151,7 +151,7 @@ impl fmt::Debug for Svid {
 }
 
 /// Checks a chain as a peer does: once as that of a server, once as that of a client.
-fn check(
+pub(super) fn check(
     identity: &Identity,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -168,7 +168,7 @@ fn check(
 }
 
 /// Serial number and validity of a certificate.
-fn facts(leaf: &CertificateDer<'_>) -> Option<(String, SystemTime, SystemTime)> {
+pub(super) fn facts(leaf: &CertificateDer<'_>) -> Option<(String, SystemTime, SystemTime)> {
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).ok()?;
     let at = |time: i64| Some(UNIX_EPOCH + Duration::from_secs(time.try_into().ok()?));
     let serial = leaf.raw_serial_as_string();

@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, fmt, ptr, sync::Arc};
 
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _},
+};
 use tokio::sync::watch;
 use webpki::{Cert, EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
 
@@ -88,6 +91,11 @@ impl TrustBundle {
     /// Returns the root certificates.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
+    }
+
+    /// Returns the roots as rustls has them, for a server that is known by its DNS name.
+    pub(super) fn store(&self) -> Arc<RootCertStore> {
+        Arc::new(RootCertStore { roots: self.anchors.clone() })
     }
 
     /// Returns the same roots with other revocation lists.

@@ -2,6 +2,7 @@
 
 mod intermediate;
 mod root;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,8 @@ enum CaCommand {
     /// The roots that the mesh trusts
     #[command(subcommand)]
     Root(root::RootCommand),
+    /// Give out certificates over gRPC, by Istio's CSR protocol
+    Serve(Box<serve::ServeArgs>),
 }
 
 #[derive(Args, Debug)]
@@ -75,6 +78,7 @@ pub(super) fn run(args: CaArgs) -> anyhow::Result<()> {
         CaCommand::Sign(args) => intermediate::sign(&args),
         CaCommand::Install(args) => intermediate::install(&args),
         CaCommand::Root(command) => root::run(&command),
+        CaCommand::Serve(args) => serve::run(*args),
     }
 }
 

@@ -10,7 +10,11 @@ use std::{
 
 use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::{
+    crypto::aws_lc_rs::sign::any_ecdsa_type,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject as _},
+    sign::CertifiedKey,
+};
 use tokio::sync::watch;
 use x509_parser::prelude::X509Certificate;
 use zeroize::Zeroizing;
@@ -80,6 +84,24 @@ impl Intermediate {
         let leaf = params::leaf(identity, until.min(self.not_after))?
             .signed_by(&request.public_key, &self.issuer)?;
         Ok(Issued { chain: [leaf.into()].into_iter().chain(self.chain.iter().cloned()).collect() })
+    }
+
+    /// Makes a key and signs a certificate for a server of these names that is valid until `until`, and never longer
+    /// than the intermediate itself.
+    pub(super) fn certify_server(
+        &self,
+        names: &[ServerName<'_>],
+        until: SystemTime,
+    ) -> Result<CertifiedKey, CaError> {
+        if self.not_after <= SystemTime::now() {
+            return Err(CaError::Expired(self.not_after));
+        }
+        let key = Zeroizing::new(KeyPair::generate()?);
+        let leaf = params::server(names, until.min(self.not_after))?.signed_by(&*key, &self.issuer)?;
+        let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der()));
+        let signer = any_ecdsa_type(&pkcs8).expect("rcgen makes keys that rustls takes");
+        let chain = [leaf.into()].into_iter().chain(self.chain.iter().cloned()).collect();
+        Ok(CertifiedKey::new(chain, signer))
     }
 
     /// Signs a certificate for nobody to see that it works under `bundle`. `dir` is named where it does not.

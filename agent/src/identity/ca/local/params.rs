@@ -6,6 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyUsagePurpose, SanType, SerialNumber,
 };
+use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
 
 use crate::mesh::{Identity, TrustDomain};
@@ -32,6 +33,22 @@ pub(super) fn leaf(identity: &Identity, until: SystemTime) -> Result<Certificate
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    complete(&mut params, until);
+    Ok(params)
+}
+
+/// A server's certificate, by the names that clients know it by.
+pub(super) fn server(names: &[ServerName<'_>], until: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = |name: &ServerName<'_>| match name {
+        ServerName::IpAddress(address) => Ok(SanType::IpAddress((*address).into())),
+        name => Ok(SanType::DnsName(name.to_str().into_owned().try_into()?)),
+    };
+    params.subject_alt_names = names.iter().map(name).collect::<Result<_, rcgen::Error>>()?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     complete(&mut params, until);
     Ok(params)
 }

@@ -208,7 +208,7 @@ async fn request_that_its_key_did_not_sign_is_refused() {
     let mut der = Csr::new(&web, &KeyPair::generate().unwrap()).unwrap().der().to_vec();
     let name = der.windows(4).position(|bytes| bytes == b"shop").unwrap();
     der[name] = b'c';
-    let error = ca.sign(&Csr(der.into()), &web).await.unwrap_err();
+    let error = ca.sign(&Csr::from_der(der.into()), &web).await.unwrap_err();
     assert!(matches!(error, CaError::Crypto(_)), "{error}");
 }
 
