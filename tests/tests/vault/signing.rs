@@ -106,7 +106,7 @@ async fn namespace_and_mount_are_named_to_vault() {
     svid(&VaultCa::open(config.clone()).unwrap()).await.unwrap();
     config.namespace = None;
     let error = svid(&VaultCa::open(config).unwrap()).await.unwrap_err();
-    assert!(error.contains("404 (namespace not found): nothing is mounted there"), "{error}");
+    assert!(error.contains("404 (namespace not found): no PKI engine is mounted there"), "{error}");
 }
 
 /// Checks what the log says where a role is not as it has to be.
@@ -140,9 +140,15 @@ async fn unknown_role_mount_and_trust_domain_are_told_apart() {
     let attempt = async |config| svid(&VaultCa::open(config).unwrap()).await.unwrap_err();
     let error = attempt(VaultConfig { role: "other".parse().unwrap(), ..config.clone() }).await;
     assert!(error.contains("400 (unknown role: other)"), "{error}");
+    let elsewhere = VaultConfig { mount: "elsewhere".parse().unwrap(), ..config.clone() };
+    let error = attempt(elsewhere.clone()).await;
+    assert!(
+        error.contains("elsewhere/issuers?list=true with 403") && error.contains("--ca-roots"),
+        "{error}"
+    );
     let roots =
         Some(vault.write("roots.pem", &vault.with(|state| state.mounts["pki"].issuers[1].pem.clone())));
-    let error = attempt(VaultConfig { mount: "elsewhere".parse().unwrap(), roots, ..config.clone() }).await;
+    let error = attempt(VaultConfig { roots, ..elsewhere }).await;
     assert!(error.contains("404 (no handler for route)") && error.contains("--vault-mount"), "{error}");
     let error = attempt(VaultConfig { trust_domain: "other.example".parse().unwrap(), ..config }).await;
     assert!(error.contains("signs for trust domain other.example"), "{error}");

@@ -159,5 +159,18 @@ fn bracketed(text: &str) -> String {
 
 /// Bounds Vault's words, and keeps them on one line of a log.
 pub(super) fn quoted(texts: &[String]) -> String {
-    shorten(texts.join("; ").split_whitespace().collect::<Vec<_>>().join(" ").escape_debug().to_string())
+    let words = texts.iter().flat_map(|text| text.split(|c: char| c.is_whitespace() || c.is_control()));
+    shorten(words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vaults_words_stay_on_one_line_and_short() {
+        let texts = ["1 error occurred:\n\t* no\r\n\u{1b}[31mrole \"a\"".to_owned(), "b".to_owned()];
+        assert_eq!(quoted(&texts), "1 error occurred: * no [31mrole \"a\" b");
+        assert!(quoted(&["é ".repeat(100_000)]).chars().count() < 300);
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::{collections::HashSet, fs, path::PathBuf, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use rand::Rng as _;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
@@ -156,7 +157,8 @@ async fn ask(
     mount: &VaultPath,
 ) -> Result<(TrustBundle, HashSet<CertificateDer<'static>>), VaultError> {
     let problem = |problem: String| VaultError::Roots { mount: mount.to_string(), problem };
-    let Issuers { data: Keys { keys } } = client.call(Call::list(&format!("/v1/{mount}/issuers"))).await?;
+    let listed = client.call(Call::list(&format!("/v1/{mount}/issuers"))).await;
+    let Issuers { data: Keys { keys } } = listed.map_err(|error| error.remedied(remedy))?;
     if keys.len() > MAX_ISSUERS {
         return Err(problem(format!("it has {} issuers, which is more than {MAX_ISSUERS}", keys.len())));
     }
@@ -177,9 +179,19 @@ async fn ask(
     Ok((bundle, found))
 }
 
+/// Vault answers 403 to whoever has no token also where nothing is mounted.
+fn remedy(status: StatusCode) -> Option<String> {
+    matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND).then(|| {
+        "no PKI engine is mounted there (--vault-mount, --vault-namespace), or one that lists no issuers, as before \
+         Vault 1.11: name a file of roots (--ca-roots)"
+            .to_owned()
+    })
+}
+
 /// A bundle of one root whose key is gone as soon as it is made: no certificate chains to it.
 fn nobody() -> TrustBundle {
     let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "nobody is trusted: Vault told no roots yet");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let root = KeyPair::generate()
         .and_then(|key| params.self_signed(&key))
