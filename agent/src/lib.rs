@@ -8,6 +8,7 @@
 //! Who may import whom is a rule (`cargo xtask tidy`); docs/architecture.md explains it.
 
 pub mod admin;
+pub mod ca_server;
 pub mod capture;
 pub mod cli;
 pub mod control;
@@ -34,7 +35,7 @@ use crate::{
     control::Manifests,
     enroll::Enroller,
     hbone::Pool,
-    identity::{LocalCa, SvidStore},
+    identity::{Revocation, SvidStore},
     shutdown::Shutdown,
 };
 
@@ -48,13 +49,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut registry = prometheus_client::registry::Registry::default();
     let shutdown = Shutdown::default();
 
-    let ca = LocalCa::open(&args.ca_dir)
-        .with_context(|| format!("opening the certificate authority in {}", args.ca_dir.display()))?
-        .with_lifetime(args.certificate_lifetime);
-    let trust_domain = ca.trust_domain().clone();
-    let svids = SvidStore::new(Arc::new(ca));
+    let (ca, trust_domain) = args.authority.open(args.certificate_lifetime)?;
+    let revocation =
+        Revocation::start(args.crl.clone(), ca.trust()).context("reading the revocation lists (--crl)")?;
+    revocation.register(&mut registry);
+    let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
+    identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
+    pool.handshakes().register(&mut registry);
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
     let capture = Arc::new(Capture::load(&capture::Config {

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use crate::proxy::AccessLogFormat;
+use super::AuthorityArgs;
+use crate::{identity::keep_memory_private, proxy::AccessLogFormat};
 
 /// Run the agent of a node
 ///
@@ -28,14 +29,20 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 
-    /// The directory of the certificate authority that `culvert ca init` made. Its root key is not needed here.
-    #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    /// Who signs the workloads' certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 
     /// How long a workload's certificate is valid; it is renewed at half of that.
     #[arg(long, env = "CULVERT_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
     pub certificate_lifetime: Duration,
+
+    /// A file of certificate revocation lists (PEM, several in a row; the issuers' certificates may stand beside them).
+    /// It is read again when it changes. Whoever is listed is refused, also on connections that are open. May be given
+    /// several times.
+    #[arg(long, env = "CULVERT_CRL", value_name = "FILE", value_delimiter = ',')]
+    pub crl: Vec<PathBuf>,
 
     /// Where health, readiness and metrics are served, to anybody who can reach it.
     #[arg(long, env = "CULVERT_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
@@ -98,19 +105,27 @@ pub enum LogFormat {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let log = log.with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    // Before there is a key.
+    keep_memory_private().context("forbidding core dumps")?;
+    start_log(&args.log, args.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("culvert")
         .build()
         .context("starting the runtime")?
         .block_on(crate::run(args))
+}
+
+/// Has what the process says of itself written to the standard error.
+pub(super) fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
 }
 
 /// A node's name becomes a directory's name: a DNS subdomain, as Kubernetes has it.

@@ -1,13 +1,20 @@
 //! The command line: one file a subcommand.
 
 mod agent;
+mod authority;
 mod ca;
+mod certs;
 mod cleanup;
+mod socket;
 mod status;
+mod vault;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 pub use agent::AgentArgs;
+pub use authority::AuthorityArgs;
 
 /// Culvert, an ambient service mesh: mutual TLS between pods, by eBPF alone.
 #[derive(Debug, Parser)]
@@ -23,6 +30,8 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Make and keep the authority that signs the workloads' certificates.
     Ca(ca::CaArgs),
+    /// Show the certificates of this node, or explain a file of certificates.
+    Certs(certs::CertsArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -30,16 +39,18 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the subcommand.
+    /// Runs the subcommand, and returns what the process ends with.
     ///
     /// # Errors
     /// Whatever the subcommand could not do, said for the person who typed it.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Agent(args) => agent::run(*args),
             Command::Ca(args) => ca::run(args),
+            Command::Certs(args) => return certs::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -16,10 +16,22 @@ use zeroize::Zeroizing;
 
 use super::{
     ca::{CaError, CertificateAuthority, Csr},
+    queue::Queue,
+    standing::CLOCK_CHECK,
     store::{Counters, SvidError},
     svid::Svid,
+    trust::{Trust, changed},
 };
 use crate::mesh::Identity;
+
+/// What all keepers of a store share.
+pub(super) struct Issuance {
+    pub(super) ca: Arc<dyn CertificateAuthority>,
+    /// Whom certificates and their peers are judged by.
+    pub(super) trust: Trust,
+    pub(super) counters: Counters,
+    pub(super) queue: Queue,
+}
 
 /// The certificate of one identity, kept fresh by a task that ends when this is dropped.
 pub(super) struct Keeper {
@@ -41,16 +53,19 @@ pub(super) struct State {
     pub(super) failures: u32,
 }
 
+impl State {
+    /// Whether the first attempt is over.
+    pub(super) fn is_known(&self) -> bool {
+        self.svid.is_some() || self.error.is_some()
+    }
+}
+
 impl Keeper {
     /// Starts the task.
-    pub(super) fn start(
-        identity: Identity,
-        ca: Arc<dyn CertificateAuthority>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn start(identity: Identity, issuance: Arc<Issuance>) -> Self {
         let (sender, state) = watch::channel(State::default());
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(identity, ca, counters, sender, Arc::clone(&wake))).abort_handle();
+        let task = tokio::spawn(keep(identity, issuance, sender, Arc::clone(&wake))).abort_handle();
         Self { state, wake, task }
     }
 
@@ -59,10 +74,26 @@ impl Keeper {
         self.state.clone()
     }
 
-    /// Makes a resting task look at the clock at once: its certificate turned out to be expired, so time has passed
-    /// that it did not see, such as while the machine slept.
+    /// Says that somebody waits for the certificate. A task that waits for its turn passes those that nobody waits for.
+    /// One that rests looks at the clock at once: its certificate turned out to be expired, so time has passed that it
+    /// did not see, such as while the machine slept.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
+    }
+}
+
+/// Which certificate an identity is to get.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attempt {
+    /// Its first.
+    Issuance,
+    /// One in place of another.
+    Renewal,
+}
+
+impl Attempt {
+    fn of(state: &State) -> Self {
+        if state.svid.is_some() { Self::Renewal } else { Self::Issuance }
     }
 }
 
@@ -72,17 +103,21 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(
-    identity: Identity,
-    ca: Arc<dyn CertificateAuthority>,
-    counters: Arc<Counters>,
-    state: watch::Sender<State>,
-    wake: Arc<Notify>,
-) {
+async fn keep(identity: Identity, issuance: Arc<Issuance>, state: watch::Sender<State>, wake: Arc<Notify>) {
+    let mut generation = issuance.ca.generation();
     loop {
-        match obtain(&identity, &*ca).await {
+        // Before the request, so that a change during it is not missed.
+        generation.mark_unchanged();
+        let attempt = Attempt::of(&state.borrow());
+        let mut trust = issuance.trust.clone();
+        trust.mark_unchanged();
+        let obtained = {
+            let _turn = issuance.queue.turn(&wake).await;
+            obtain(&identity, &*issuance.ca, issuance.trust.clone()).await
+        };
+        match obtained {
             Ok(svid) => {
-                counters.issued();
+                issuance.counters.issued(attempt);
                 let svid = Arc::new(svid);
                 let renew_at = renewal(&svid, SystemTime::now(), rand::rng().random_range(0.0..JITTER));
                 tracing::info!(%identity, serial = svid.serial(), not_after = %rfc3339(svid.not_after()), "certificate issued");
@@ -91,10 +126,18 @@ async fn keep(
                     renew_at: Some(renew_at),
                     ..State::default()
                 });
-                rest(&svid, renew_at, &wake).await;
+                tokio::select! {
+                    () = rest(&svid, renew_at, &wake, &mut trust) => continue,
+                    () = reissued(&mut generation) => {}
+                }
+                let soon = replacement(&svid, SystemTime::now(), rand::rng().random_range(0.0..1.0));
+                let renew_at = renew_at.min(soon);
+                tracing::info!(%identity, renew_at = %rfc3339(renew_at), "another issuer signs from now on: the certificate is renewed soon");
+                state.send_modify(|state| state.renew_at = Some(renew_at));
+                rest(&svid, renew_at, &wake, &mut trust).await;
             }
             Err(error) => {
-                counters.failed(&error);
+                issuance.counters.failed(attempt, &error);
                 let failures = state.borrow().failures.saturating_add(1);
                 let pause = back_off(failures, rand::rng().random_range(0.5..1.0));
                 tracing::warn!(%identity, %error, failures, retry_in = %humantime::format_duration(whole(pause)), "no certificate");
@@ -110,7 +153,7 @@ async fn keep(
 
 /// Makes a new key and has it certified. Each certificate has a key of its own, so that a leaked one is of use for one
 /// lifetime at most.
-async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Svid, SvidError> {
+async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority, trust: Trust) -> Result<Svid, SvidError> {
     let authority = |source| SvidError::Authority { identity: identity.clone(), source: Arc::new(source) };
     let key = KeyPair::generate().map(Zeroizing::new).map_err(|error| authority(error.into()))?;
     let csr = Csr::new(identity, &key).map_err(|error| authority(error.into()))?;
@@ -118,19 +161,42 @@ async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Sv
         .await
         .unwrap_or(Err(CaError::Timeout(SIGN_TIMEOUT)))
         .map_err(authority)?;
-    Svid::new(identity, &key, issued, ca.trust())
+    Svid::new(identity, &key, issued, trust)
         .map_err(|source| SvidError::Rejected { identity: identity.clone(), source })
 }
 
-/// Waits until the certificate is due for renewal by the wall clock. The runtime's clock stands still while the machine
-/// sleeps, and the wall clock can be set: so no wait is longer than [`CLOCK_CHECK`].
-async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify) {
+/// Waits until the certificate is due for renewal by the wall clock, or is trusted no more: its root was removed, or an
+/// authority in its chain revoked. The runtime's clock stands still while the machine sleeps, and the wall clock can be
+/// set: so no wait is longer than [`CLOCK_CHECK`].
+async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify, trust: &mut Trust) {
     while let Some(left) = until_due(svid, renew_at, SystemTime::now()) {
         tokio::select! {
             () = sleep(left.min(CLOCK_CHECK)) => {}
             () = wake.notified() => {}
+            () = changed(trust) => if let Err(error) = svid.check() {
+                let identity = svid.identity();
+                tracing::warn!(
+                    %identity, serial = svid.serial(), %error, "the certificate is no longer trusted: it is renewed"
+                );
+                return;
+            }
         }
     }
+}
+
+/// Waits until the authority signs with another issuer.
+async fn reissued(generation: &mut watch::Receiver<u64>) {
+    if generation.changed().await.is_err() {
+        // It never will.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// When a certificate is replaced whose issuer was replaced: within a minute or a tenth of what is left of its life, the
+/// moment left to `chance` (0 to 1), so that the certificates of a mesh are not all renewed at once.
+fn replacement(svid: &Svid, now: SystemTime, chance: f64) -> SystemTime {
+    let left = svid.not_after().duration_since(now).unwrap_or_default();
+    now + (left / 10).min(REPLACED_WITHIN).mul_f64(chance)
 }
 
 /// How long a certificate can still be used; none where it is due for renewal.
@@ -150,7 +216,7 @@ fn renewal(svid: &Svid, now: SystemTime, jitter: f64) -> SystemTime {
 }
 
 /// How long to wait after a number of failures in a row: twice as long each time, times `spread`.
-fn back_off(failures: u32, spread: f64) -> Duration {
+pub(super) fn back_off(failures: u32, spread: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(MAX_RETRY).mul_f64(spread)
 }
@@ -169,10 +235,10 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// The longest pause: an authority that came back is found within half a minute, out of twelve hours.
 const MAX_RETRY: Duration = Duration::from_secs(30);
-/// How often a resting task looks at the wall clock.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// Bounds the rate of renewals where an authority gives out certificates that are about to expire.
 const MIN_REST: Duration = Duration::from_secs(1);
+/// How soon certificates of a replaced issuer are renewed.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 /// The part of the time to renewal that is left to chance.
 const JITTER: f64 = 0.1;
 

@@ -19,7 +19,7 @@ use super::{
     spiffe::{Expected, IdentityRefusal},
     tls::{client_config, server_config},
     tls_error::TlsError,
-    trust::Trust,
+    trust::{Trust, Usage},
     verify::SpiffeVerifier,
 };
 use crate::mesh::Identity;
@@ -112,9 +112,21 @@ impl Svid {
         self.not_before <= now && now <= self.not_after
     }
 
+    /// Checks it once more, as a peer with the trust that is in force now would.
+    pub(super) fn check(&self) -> Result<(), TlsError> {
+        let (leaf, intermediates) =
+            self.chain().split_first().ok_or(TlsError::from(IdentityRefusal::Unreadable))?;
+        check(&self.identity, leaf, intermediates, &self.trust)
+    }
+
     /// Returns the certificates as they are sent: the workload's first, then the intermediates, without the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certificate.cert
+    }
+
+    /// Returns the trust in force, by which its connections judge their peers.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Returns the configuration of a connection to a peer that must be `expect`.
@@ -146,7 +158,7 @@ impl fmt::Debug for Svid {
 }
 
 /// Checks a chain as a peer does: once as that of a server, once as that of a client.
-fn check(
+pub(super) fn check(
     identity: &Identity,
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -154,15 +166,16 @@ fn check(
 ) -> Result<(), TlsError> {
     let bundle = Arc::clone(&trust.borrow());
     let now = UnixTime::now();
-    bundle.verify_server(leaf, intermediates, now).map_err(|error| TlsError::from(&error))?;
-    bundle.verify_client(leaf, intermediates, now).map_err(|error| TlsError::from(&error))?;
+    for usage in [Usage::Server, Usage::Client] {
+        bundle.verify(usage, (leaf, intermediates), now)?;
+    }
     let ours = identity.trust_domain().clone();
     Expected::Workload { ours, identity: Arc::new(identity.clone()) }.check(leaf)?;
     Ok(())
 }
 
 /// Serial number and validity of a certificate.
-fn facts(leaf: &CertificateDer<'_>) -> Option<(String, SystemTime, SystemTime)> {
+pub(super) fn facts(leaf: &CertificateDer<'_>) -> Option<(String, SystemTime, SystemTime)> {
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).ok()?;
     let at = |time: i64| Some(UNIX_EPOCH + Duration::from_secs(time.try_into().ok()?));
     let serial = leaf.raw_serial_as_string();

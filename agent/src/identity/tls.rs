@@ -38,7 +38,7 @@ pub fn peer_identity(connection: &CommonState) -> Result<Identity, TlsError> {
 }
 
 /// Returns the cryptography of the mesh: explicit, so that it depends on no default of the process or of a library.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         Arc::new(CryptoProvider {
             cipher_suites: vec![

@@ -15,6 +15,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
     ("enroll", &["mesh", "identity", "capture", "proxy"]),
     ("admin", &["mesh"]),
+    ("ca_server", &["mesh", "identity", "shutdown"]),
     // Reads what each component says of itself, for `admin` to show.
     ("report", &["mesh", "identity", "control", "capture", "hbone", "enroll", "admin", "shutdown"]),
     ("shutdown", &[]),

@@ -2,7 +2,8 @@
 //!
 //! Tunnels share a connection only where everything that the peer could tell apart is the same ([`PoolKey`]): two pods
 //! of one identity never do. A connection takes no new tunnels, while those it has go on, once it is full, its
-//! certificate was renewed or has expired, or the peer said GOAWAY; it closes when it has been unused for a while.
+//! certificate was renewed, half of what both ends' certificates left it is over, or the peer said GOAWAY; it closes
+//! when it has been unused for a while. It ends, and its tunnels with it, when one of the certificates does.
 //! One task drives each connection, and all of them are counted.
 
 mod driver;
@@ -28,7 +29,9 @@ use self::{
     opening::{Outcome, Ticket},
     state::{Place, Reserved, State},
 };
-use super::{ConnectError, ConnectRequest, Loss, Stage, Tunnel, TunnelError, client, client::RequestError};
+use super::{
+    ConnectError, ConnectRequest, Handshakes, Loss, Stage, Tunnel, TunnelError, client, client::RequestError,
+};
 use crate::{identity::Svid, mesh::Identity};
 
 /// Everything that must be the same for two tunnels to share a connection.
@@ -89,6 +92,7 @@ impl fmt::Debug for Pool {
 struct Shared {
     config: PoolConfig,
     tasks: TaskTracker,
+    handshakes: Handshakes,
     state: Mutex<State>,
 }
 
@@ -112,7 +116,8 @@ impl Pool {
         let tasks = TaskTracker::new();
         // Closed only says that waiting may end when there is none; more can be spawned.
         tasks.close();
-        Self(Arc::new(Shared { config, tasks, state: Mutex::default() }))
+        let (handshakes, state) = (Handshakes::default(), Mutex::default());
+        Self(Arc::new(Shared { config, tasks, handshakes, state }))
     }
 
     /// Opens a tunnel: reuses a connection that has room or opens one, sends CONNECT, and waits for the 200.
@@ -191,6 +196,11 @@ impl Pool {
         self.0.lock().close();
     }
 
+    /// Returns the totals of handshakes; who serves connections counts those too.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.0.handshakes
+    }
+
     /// Counts what there is.
     pub fn stats(&self) -> PoolStats {
         PoolStats { tasks: self.0.tasks.len(), ..self.0.lock().stats() }
@@ -242,18 +252,24 @@ impl Pool {
     ) -> Result<Tunnel, (u64, Retry, ConnectError)> {
         let peer = key.peer;
         let patience = self.0.config.reply_timeout;
-        let Reserved { id, requests, lease, link, tls } = reserved;
+        let Reserved { id, requests, lease, link, tls, verdict } = reserved;
         let error = match timeout(patience, client::request(requests, lease, request)).await {
-            Ok(Ok(tunnel)) => return Ok(tunnel),
+            Ok(Ok(tunnel)) => {
+                verdict.is(None);
+                return Ok(tunnel);
+            }
             Ok(Err(error)) => error,
             Err(_) => return Err((id, Retry::Never, overdue(key, Stage::Reply, patience))),
         };
         // The server judges our certificate after our handshake has ended: its alert comes now.
         if let Some(source) = tls.get() {
+            verdict.is(Some(source));
             return Err((id, Retry::Never, ConnectError::Tls { peer, source: Arc::new(source.clone()) }));
         }
         let (retry, error) = match error {
-            RequestError::Unprocessed(error) if link.loss().is_none_or(is_peers) => (Retry::Elsewhere, error),
+            RequestError::Unprocessed(error) if link.loss().is_none_or(is_its_own) => {
+                (Retry::Elsewhere, error)
+            }
             RequestError::Unprocessed(error) | RequestError::Failed(error) => (Retry::Never, error),
             RequestError::Refused(status) => {
                 return Err((id, Retry::Never, ConnectError::Refused { peer, status }));
@@ -299,10 +315,12 @@ impl From<ConnectError> for Unplaced {
     }
 }
 
-/// Whether a connection ended for a reason of the peer's, and not by this agent's will.
-fn is_peers(loss: Loss) -> bool {
+/// Whether a connection ended for a reason that another one need not have.
+fn is_its_own(loss: Loss) -> bool {
     match loss {
-        Loss::Silent | Loss::Protocol(_) | Loss::Io(_) | Loss::Closed | Loss::Evicted => true,
+        Loss::Silent | Loss::Protocol(_) | Loss::Io(_) | Loss::Closed | Loss::Evicted | Loss::Lapsed(_) => {
+            true
+        }
         Loss::PodGone | Loss::PeerGone | Loss::Shutdown => false,
     }
 }

@@ -1,0 +1,282 @@
+//! Files that others replace while the agent runs: roots, intermediates, tokens, revocation lists.
+//!
+//! A look at the clock's pace, not inotify: a mounted Secret is a chain of symbolic links that the kubelet swaps, and
+//! watches on such chains miss changes. A look is one `stat` a file.
+
+use std::{
+    fmt, fs,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::watch, task::AbortHandle, time::sleep};
+
+/// What files hold, read again when they change. Cheap to clone; the last clone's end stops the looking.
+pub struct Followed<T> {
+    value: watch::Receiver<Arc<T>>,
+    state: watch::Receiver<FileState>,
+    _task: Arc<Task>,
+}
+
+/// How reading the files went.
+#[derive(Clone, Debug, Default)]
+pub struct FileState {
+    /// What the files are to the agent, such as `trust bundle`.
+    pub what: &'static str,
+    /// The files.
+    pub paths: Vec<PathBuf>,
+    /// When their content was last taken into use.
+    pub loaded_at: Option<SystemTime>,
+    /// Why the newest content is not in use; the one before it is.
+    pub error: Option<String>,
+    /// How often content was refused since the start.
+    pub failures: u64,
+}
+
+impl<T: Send + Sync + 'static> Followed<T> {
+    /// Reads the files, and reads them again whenever one of them changes. What cannot be used is logged and counted,
+    /// and the content before it stays in force.
+    ///
+    /// `read` is called on a thread that may block. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// Where the first reading fails.
+    pub fn start<E: fmt::Display + 'static>(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        read: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        let seen = Stamps::take(&paths);
+        let (sender, value) = watch::channel(Arc::new(read()?));
+        let state = FileState { what, paths, loaded_at: Some(SystemTime::now()), ..FileState::default() };
+        let (states, state) = watch::channel(state);
+        FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner).push(state.clone());
+        let task = tokio::spawn(follow(seen, Arc::new(read), sender, states));
+        Ok(Self { value, state, _task: Arc::new(Task(task.abort_handle())) })
+    }
+
+    /// Returns the content in force.
+    pub fn get(&self) -> Arc<T> {
+        Arc::clone(&self.value.borrow())
+    }
+
+    /// Returns the content in force, now and later.
+    pub fn watch(&self) -> watch::Receiver<Arc<T>> {
+        self.value.clone()
+    }
+
+    /// Returns how reading went, now and later.
+    pub fn state(&self) -> watch::Receiver<FileState> {
+        self.state.clone()
+    }
+}
+
+impl<T> Clone for Followed<T> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), state: self.state.clone(), _task: Arc::clone(&self._task) }
+    }
+}
+
+impl<T> fmt::Debug for Followed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Followed").field(&*self.state.borrow()).finish()
+    }
+}
+
+/// Returns how reading went for all files that this process follows now, ordered by what they are. Every [`Followed`] is
+/// among them by itself: a file that somebody forgets to report would be outdated without anybody's knowing.
+pub fn followed() -> Vec<FileState> {
+    let mut all = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    // The sender goes with the task, and that with the last clone of what it reads for.
+    all.retain(|state| state.has_changed().is_ok());
+    let mut states: Vec<_> = all.iter().map(|state| state.borrow().clone()).collect();
+    states.sort_by(|a, b| (a.what, &a.paths).cmp(&(b.what, &b.paths)));
+    states
+}
+
+static FOLLOWED: Mutex<Vec<watch::Receiver<FileState>>> = Mutex::new(Vec::new());
+
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn follow<T, E, F>(
+    mut seen: Stamps,
+    read: Arc<F>,
+    sender: watch::Sender<Arc<T>>,
+    states: watch::Sender<FileState>,
+) where
+    T: Send + Sync + 'static,
+    E: fmt::Display + 'static,
+    F: Fn() -> Result<T, E> + Send + Sync + 'static,
+{
+    let paths = states.borrow().paths.clone();
+    loop {
+        sleep(INTERVAL).await;
+        let now = Stamps::take(&paths);
+        if now == seen && now.settled {
+            continue;
+        }
+        let changed = now != seen;
+        seen = now;
+        let reading = Arc::clone(&read);
+        let Ok(outcome) =
+            tokio::task::spawn_blocking(move || reading().map_err(|error| error.to_string())).await
+        else {
+            continue;
+        };
+        match outcome {
+            Ok(value) => {
+                sender.send_replace(Arc::new(value));
+                states.send_modify(|state| {
+                    if changed || state.error.is_some() {
+                        tracing::info!(what = state.what, files = %listed(&state.paths), "read again: the new content is in force");
+                    }
+                    state.error = None;
+                    state.loaded_at = Some(SystemTime::now());
+                });
+            }
+            Err(error) => states.send_modify(|state| {
+                if changed || state.error.is_none() {
+                    tracing::error!(what = state.what, files = %listed(&state.paths), %error, "the new content cannot be used: what was there before stays in force");
+                    state.failures += 1;
+                }
+                state.error = Some(error);
+            }),
+        }
+    }
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// What tells one content of files from another, without reading them.
+struct Stamps {
+    files: Vec<Option<Stamp>>,
+    /// Whether the last change is so long ago that a further one would have another time. The kernel's clock for
+    /// files moves in steps of up to 10 ms, and a change within one step is invisible.
+    settled: bool,
+}
+
+impl Stamps {
+    fn take(paths: &[PathBuf]) -> Self {
+        let now = SystemTime::now();
+        let mut settled = true;
+        let files = paths
+            .iter()
+            .map(|path| {
+                let found = fs::metadata(path).ok()?;
+                let age = found.modified().ok().and_then(|at| now.duration_since(at).ok());
+                settled &= age.is_none_or(|age| age > UNSETTLED);
+                Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
+            })
+            .collect();
+        Self { files, settled }
+    }
+}
+
+/// Device, inode, size, and the time of the last change in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl PartialEq for Stamps {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+/// How often the files are looked at: a new root or token is in force within a second or so.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A file that was changed this short ago is read again once more.
+const UNSETTLED: Duration = Duration::from_millis(1500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(path: &std::path::Path) -> Result<u32, String> {
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        text.trim().parse().map_err(|error| format!("{text:?}: {error}"))
+    }
+
+    async fn until(followed: &Followed<u32>, wanted: impl Fn(&Followed<u32>) -> bool) {
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !wanted(followed) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the files were read again");
+    }
+
+    #[tokio::test]
+    async fn content_that_cannot_be_used_changes_nothing_and_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("number");
+        fs::write(&path, "1").unwrap();
+        let read = path.clone();
+        let followed = Followed::start("number", vec![path.clone()], move || number(&read)).unwrap();
+        assert_eq!(*followed.get(), 1);
+
+        fs::write(&path, "none").unwrap();
+        until(&followed, |followed| followed.state().borrow().error.is_some()).await;
+        assert_eq!(*followed.get(), 1);
+        assert_eq!(followed.state().borrow().failures, 1);
+
+        fs::write(&path, "2").unwrap();
+        until(&followed, |followed| *followed.get() == 2).await;
+        assert!(followed.state().borrow().error.is_none());
+    }
+
+    #[tokio::test]
+    async fn links_that_are_swapped_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in [("a", "1"), ("b", "2")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("number"), content).unwrap();
+        }
+        let (data, path) = (dir.path().join("data"), dir.path().join("number"));
+        std::os::unix::fs::symlink("a", &data).unwrap();
+        std::os::unix::fs::symlink("data/number", &path).unwrap();
+        let read = path.clone();
+        let followed = Followed::start("number", vec![path], move || number(&read)).unwrap();
+        assert_eq!(*followed.get(), 1);
+
+        let new = dir.path().join("new");
+        std::os::unix::fs::symlink("b", &new).unwrap();
+        fs::rename(new, data).unwrap();
+        until(&followed, |followed| *followed.get() == 2).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_is_among_those_that_are_followed_until_nobody_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("number");
+        fs::write(&path, "1").unwrap();
+        let read = path.clone();
+        let numbers = Followed::start("number", vec![path.clone()], move || number(&read)).unwrap();
+        let is_followed = || followed().iter().any(|state| state.paths == [path.clone()]);
+        assert!(is_followed());
+        drop(numbers);
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while is_followed() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the file is forgotten");
+    }
+
+    #[tokio::test]
+    async fn first_content_must_be_usable() {
+        let missing = PathBuf::from("/nowhere/number");
+        let read = missing.clone();
+        assert!(Followed::<u32>::start("number", vec![missing], move || number(&read)).is_err());
+    }
+}
