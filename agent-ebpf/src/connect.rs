@@ -101,7 +101,7 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
     }
     state::forget(sk);
 
-    if address.is_zero() || address.is_loopback() {
+    if address.is_unspecified() || address.is_loopback() {
         return Ok(None); // `connect` to 0.0.0.0 or :: means loopback
     }
     if pod.owns(&address) {
