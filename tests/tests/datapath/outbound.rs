@@ -214,7 +214,7 @@ fn a_bound_socket_is_never_connected_to_itself() {
             raw::connect(&socket, addr(MESH4)).expect("connecting");
             culvert::capture::reset_on_close(&socket).expect("SO_LINGER");
             let stream = raw::stream(socket);
-            stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("SO_RCVTIMEO");
+            stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("SO_RCVTIMEO");
             assert_eq!(line(stream), MESH4, "connection {count}");
         }
     });
