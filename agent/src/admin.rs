@@ -162,9 +162,14 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn dump(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    Json((admin.dump)())
+    page(move || (admin.dump)()).await
 }
 
 async fn certificates(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    Json((admin.certificates)())
+    page(move || (admin.certificates)()).await
+}
+
+/// Makes a page on a thread that may compute: the chains of thousands of certificates are verified for it.
+async fn page(make: impl FnOnce() -> serde_json::Value + Send + 'static) -> impl IntoResponse {
+    tokio::task::spawn_blocking(make).await.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }

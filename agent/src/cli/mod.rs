@@ -30,7 +30,7 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Make and keep the authority that signs the workloads' certificates.
     Ca(ca::CaArgs),
-    /// Show the certificates of this node.
+    /// Show the certificates of this node, or explain a file of certificates.
     Certs(certs::CertsArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),

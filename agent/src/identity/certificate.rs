@@ -2,12 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::{prelude::X509Certificate, x509::X509Name};
 
-use super::{at::At, spiffe::shorten};
+use super::{at::At, fingerprint::Fingerprint, spiffe::shorten};
 
 /// What a certificate says of itself.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -41,7 +40,7 @@ impl CertificateFacts {
             subject: name(certificate.subject()),
             issuer: name(certificate.issuer()),
             serial: certificate.raw_serial_as_string(),
-            fingerprint: fingerprint(der),
+            fingerprint: Fingerprint::of(der).to_string(),
             not_before: At(time(validity.not_before.timestamp())),
             not_after: At(time(validity.not_after.timestamp())),
         }
@@ -49,21 +48,12 @@ impl CertificateFacts {
 
     /// Returns the beginning of the fingerprint, which tells the few certificates of a mesh's authorities apart.
     pub fn short_fingerprint(&self) -> &str {
-        shortened(&self.fingerprint)
+        self.fingerprint.get(..SHORT).unwrap_or(&self.fingerprint)
     }
 }
 
-/// The beginning of a fingerprint: 64 bits, so that nobody meets two alike who does not search for them.
-pub(super) fn shortened(fingerprint: &str) -> &str {
-    fingerprint.get(..SHORT).unwrap_or(fingerprint)
-}
-
+/// 64 bits, so that nobody meets two alike who does not search for them.
 const SHORT: usize = 16;
-
-/// SHA-256 in hexadecimal.
-pub(super) fn fingerprint(der: &[u8]) -> String {
-    digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// A distinguished name, bounded: it may come from a peer or an authority that is not ours.
 pub(super) fn name(name: &X509Name<'_>) -> String {
@@ -89,11 +79,5 @@ mod tests {
         assert!(facts.fingerprint.starts_with(facts.short_fingerprint()));
         assert!(facts.not_before.0 < facts.not_after.0);
         assert_eq!(CertificateFacts::read(&CertificateDer::from(b"nothing".to_vec())), None);
-    }
-
-    #[test]
-    fn the_fingerprint_is_sha_256() {
-        // The empty message's, FIPS 180-4.
-        assert!(fingerprint(b"").starts_with("e3b0c44298fc1c149afbf4c8996fb924"));
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, time::SystemTime};
 
 use crate::{
-    identity::{At, CertificateFacts, FollowedFile, Held, HeldState},
+    identity::{At, CertificateFacts, FollowedFile, Held, HeldState, RevocationList},
     report::Certificates,
 };
 
@@ -39,6 +39,7 @@ pub(super) fn render(page: &Certificates, now: SystemTime) -> String {
     }
     authorities(&mut text, "TRUSTED ROOT", &inventory.roots, now);
     authorities(&mut text, "INTERMEDIATE", &inventory.intermediates, now);
+    revocation_lists(&mut text, &inventory.revocation_lists, now);
     files(&mut text, &inventory.files, now);
     text
 }
@@ -95,6 +96,7 @@ fn state(standing: HeldState) -> &'static str {
         HeldState::RenewalFailing => "renewal failing",
         HeldState::Untrusted => "untrusted",
         HeldState::NotYetValid => "not yet valid",
+        HeldState::Revoked => "revoked",
         HeldState::Expired => "expired",
         HeldState::Missing => "missing",
     }
@@ -150,6 +152,22 @@ fn authorities(text: &mut String, title: &str, all: &[CertificateFacts], now: Sy
     }
 }
 
+fn revocation_lists(text: &mut String, all: &[RevocationList], now: SystemTime) {
+    if all.is_empty() {
+        return;
+    }
+    let _ = writeln!(text);
+    let _ = writeln!(text, "{:<NAME$} {:<16} {:<TIME$}", "REVOCATION LIST OF", "REVOKED", "NEXT DUE");
+    for RevocationList { issuer, revoked, next_update, outdated, verified } in all {
+        let state = match (verified, outdated) {
+            (false, _) => "revokes nothing: nobody known here signed it".to_owned(),
+            (true, true) => format!("outdated, due {}", next_update.relative_to(now)),
+            (true, false) => next_update.relative_to(now),
+        };
+        let _ = writeln!(text, "{issuer:<NAME$} {revoked:<16} {next_update:<TIME$} {state}");
+    }
+}
+
 fn files(text: &mut String, all: &[FollowedFile], now: SystemTime) {
     if all.is_empty() {
         return;
@@ -159,7 +177,8 @@ fn files(text: &mut String, all: &[FollowedFile], now: SystemTime) {
     for FollowedFile { what, paths, loaded_at, error, failures } in all {
         let loaded =
             loaded_at.map_or_else(|| "not read yet".to_owned(), |at| format!("read {}", at.relative_to(now)));
-        let _ = writeln!(text, "{what}: {} ({loaded})", paths.join(", "));
+        let _ = writeln!(text, "{what}, {loaded}");
+        wrap(text, paths);
         if let Some(error) = error {
             let _ = writeln!(
                 text,
@@ -210,6 +229,13 @@ mod tests {
             certificates,
             roots: vec![facts("O=Culvert, CN=Culvert root 89abcdef", now)],
             intermediates: Vec::new(),
+            revocation_lists: vec![RevocationList {
+                issuer: "CN=Culvert root 89abcdef".to_owned(),
+                revoked: 3,
+                next_update: At(now - HOUR),
+                outdated: true,
+                verified: true,
+            }],
             files: vec![FollowedFile {
                 what: "trust bundle".to_owned(),
                 paths: vec!["/etc/culvert/ca/root.pem".to_owned()],
