@@ -54,6 +54,7 @@ impl Role {
         Self {
             key_type: "ec",
             require_cn: false,
+            use_csr_sans: false,
             allowed_uri_sans: vec!["spiffe://cluster.local/*".to_owned()],
             max_ttl: Duration::from_secs(24 * 3600),
             ..Self::default()
