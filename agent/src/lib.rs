@@ -57,6 +57,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     svids.register(&mut registry);
     identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
+    pool.handshakes().register(&mut registry);
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
     let capture = Arc::new(Capture::load(&capture::Config {

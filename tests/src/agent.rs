@@ -43,6 +43,7 @@ pub struct AgentBuilder {
     binary: Option<PathBuf>,
     manifests: Option<PathBuf>,
     ca: Option<PathBuf>,
+    authority: Option<Vec<OsString>>,
 }
 
 /// What is needed to start the agent once more.
@@ -64,7 +65,8 @@ struct Files {
 impl AgentBuilder {
     pub(crate) fn new(shared: Arc<Shared>, node: &str) -> Self {
         let node = node.to_owned();
-        Self { shared, node, args: Vec::new(), env: Vec::new(), binary: None, manifests: None, ca: None }
+        let (args, env) = (Vec::new(), Vec::new());
+        Self { shared, node, args, env, binary: None, manifests: None, ca: None, authority: None }
     }
 
     /// One more argument.
@@ -97,11 +99,20 @@ impl AgentBuilder {
         self
     }
 
+    /// The arguments that name another authority than a directory.
+    pub fn authority(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.authority = Some(args.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Starts it; [`Agent::wait_ready`] waits until it serves.
     pub fn start(self) -> Result<Agent> {
-        let Self { shared, node: name, args: more, env, binary, manifests, ca } = self;
+        let Self { shared, node: name, args: more, env, binary, manifests, ca, authority } = self;
         let node = shared.node(&name)?;
-        let ca = ca.map_or_else(|| ensure_ca(&shared), Ok)?;
+        let authority = match authority {
+            Some(authority) => authority,
+            None => vec!["--ca-dir".into(), ca.map_or_else(|| ensure_ca(&shared), Ok)?.into()],
+        };
         let manifests = manifests.unwrap_or_else(|| shared.manifests.directory().to_owned());
         let files = Files {
             log: shared.directory.join(format!("{name}.{LOG}")),
@@ -109,7 +120,8 @@ impl AgentBuilder {
             socket: shared.directory.join(format!("{name}.sock")),
         };
         let mut args: Vec<OsString> = vec!["agent".into(), "--node".into(), node.unique_name().into()];
-        args.extend(["--manifests".into(), manifests.into(), "--ca-dir".into(), ca.into()]);
+        args.extend(["--manifests".into(), manifests.into()]);
+        args.extend(authority);
         args.extend([
             "--admin".into(),
             ADMIN.to_string().into(),

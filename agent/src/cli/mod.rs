@@ -7,6 +7,7 @@ mod certs;
 mod cleanup;
 mod socket;
 mod status;
+mod vault;
 
 use std::process::ExitCode;
 

@@ -26,9 +26,12 @@ pub enum IdentityRefusal {
         /// Who the peer is.
         presented: Identity,
     },
-    /// There is no URI among the certificate's names.
-    #[error("the peer's certificate has no SPIFFE ID (a subjectAltName of type URI)")]
+    /// The certificate has no names.
+    #[error("the peer's certificate has no SPIFFE ID: no subjectAltName at all")]
     NoSpiffeId,
+    /// There is no URI among the certificate's names.
+    #[error("the peer's certificate has no SPIFFE ID: none of its {0} subjectAltNames is a URI")]
+    NoUri(usize),
     /// There are several URIs: the certificate says that it is several workloads at once.
     #[error("the peer's certificate has {0} URIs as subjectAltName; an X.509-SVID has exactly one")]
     SeveralUris(usize),
@@ -49,6 +52,7 @@ impl IdentityRefusal {
         match self {
             Self::Mismatch { .. } | Self::TrustDomain { .. } => Reason::IdentityMismatch,
             Self::NoSpiffeId
+            | Self::NoUri(_)
             | Self::SeveralUris(_)
             | Self::Malformed(_)
             | Self::Authority
@@ -91,7 +95,8 @@ pub(super) fn uri_among<'a>(names: &[GeneralName<'a>]) -> Result<&'a str, Identi
         _ => None,
     });
     match (uris.next(), uris.count()) {
-        (None, _) => Err(IdentityRefusal::NoSpiffeId),
+        (None, _) if names.is_empty() => Err(IdentityRefusal::NoSpiffeId),
+        (None, _) => Err(IdentityRefusal::NoUri(names.len())),
         (Some(uri), 0) => Ok(uri),
         (Some(_), more) => Err(IdentityRefusal::SeveralUris(more + 1)),
     }

@@ -226,6 +226,13 @@ impl fmt::Debug for TrustBundle {
     }
 }
 
+/// Waits for a change of trust; for ever where there will be none.
+pub(super) async fn changed(trust: &mut Trust) {
+    if trust.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// Returns a root as webpki wants it, and its key.
 fn read_root(certificate: &CertificateDer<'static>) -> Result<(TrustAnchor<'static>, Vec<u8>), TrustError> {
     let anchor =

@@ -27,7 +27,7 @@ use crate::{
         authority::server_name,
     },
     control::Manifests,
-    identity::{FileState, LocalCa},
+    identity::{FileState, LocalCa, keep_memory_private},
     shutdown::Shutdown,
 };
 
@@ -117,6 +117,7 @@ pub(super) struct ServeArgs {
 
 /// Serves until a signal ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    keep_memory_private().context("forbidding core dumps")?;
     start_log(&args.log, args.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

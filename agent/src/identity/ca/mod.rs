@@ -10,7 +10,6 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::sync::watch;
 
 use super::{
-    follow::FileState,
     svid::Rejected,
     trust::{Trust, TrustError},
 };
@@ -20,6 +19,7 @@ mod grpc;
 mod issued;
 pub mod istio;
 mod local;
+pub mod vault;
 
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
@@ -27,6 +27,7 @@ pub use local::{
     CaDirectory, Force, InitError, IntermediateError, Lifetimes, LocalCa, Need, NeedSource, RootInfo,
     RootsError, WriteError, sign_request, write_new,
 };
+pub use vault::VaultCa;
 
 /// An authority that signs the certificates of workloads.
 pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
@@ -41,17 +42,6 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
-
-    /// Returns how reading went of the files that the authority follows.
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        Vec::new()
-    }
-
-    /// Returns the certificates that this authority signs with, as far as it knows them: the issuer first, then those
-    /// that vouch for it, without the root.
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        Vec::new()
-    }
 
     /// Returns a number that changes when another issuer signs from now on: certificates that were signed before are
     /// then renewed soon, and not only at half of their lives. One that never changes for an authority that does not
@@ -178,6 +168,9 @@ pub enum CaError {
     /// The authority that is asked over gRPC did not sign.
     #[error(transparent)]
     Grpc(#[from] GrpcError),
+    /// Vault cannot be used, or did not sign.
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
     /// The authority did not answer in time.
     #[error("the authority did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),

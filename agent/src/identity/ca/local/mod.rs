@@ -31,10 +31,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::{
-    pki_types::{CertificateDer, ServerName},
-    sign::CertifiedKey,
-};
+use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -50,7 +47,7 @@ use self::{
 };
 use super::{CaError, CertificateAuthority, Csr, Signing};
 use crate::{
-    identity::{FileState, Followed, Trust, TrustBundle},
+    identity::{Followed, Trust, TrustBundle},
     mesh::{Identity, TrustDomain},
 };
 
@@ -63,7 +60,9 @@ pub struct LocalCa {
     trust: Trust,
     generation: watch::Receiver<u64>,
     records: Records,
-    files: [watch::Receiver<FileState>; 2],
+    /// Kept, since they end with the last clone.
+    roots: Followed<TrustBundle>,
+    signers: Followed<Signer>,
     _publishing: AbortOnDropHandle<()>,
 }
 
@@ -110,21 +109,18 @@ impl LocalCa {
         let paths = |names: &[&str]| names.iter().map(|name| dir.join(name)).collect();
         let here = dir.to_owned();
         let roots = Followed::start("trust bundle", paths(&[ROOTS]), move || read_roots(&here))?;
-        let first = Signer::read(dir, None)?;
-        let (here, trust_domain) = (dir.to_owned(), first.intermediate.trust_domain.clone());
-        let ours = trust_domain.clone();
+        let trust_domain = Signer::read(dir, None)?.intermediate.trust_domain;
+        let (here, ours) = (dir.to_owned(), trust_domain.clone());
         let signers =
             Followed::start("intermediate", paths(&[INTERMEDIATE, INTERMEDIATE_KEY, ROOTS]), move || {
                 Signer::read(&here, Some(&ours))
             })?;
-        let files = [roots.state(), signers.state()];
-
         let (trust_sender, trust) = watch::channel(roots.get());
         let (signer_sender, signer) = watch::channel(signers.get());
         let (generation_sender, generation) = watch::channel(0);
         let publisher = Publisher {
-            roots,
-            signers,
+            roots: roots.watch(),
+            signers: signers.watch(),
             trust: trust_sender,
             signer: signer_sender,
             generation: generation_sender,
@@ -136,7 +132,8 @@ impl LocalCa {
             trust,
             generation,
             records: Records::new(dir),
-            files,
+            roots,
+            signers,
             dir: dir.to_owned(),
             _publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
         })
@@ -199,14 +196,6 @@ impl CertificateAuthority for LocalCa {
         self.trust.clone()
     }
 
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        self.files.to_vec()
-    }
-
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.signer.borrow().intermediate.chain.clone()
-    }
-
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.clone()
     }
@@ -218,6 +207,8 @@ impl std::fmt::Debug for LocalCa {
             .field("trust_domain", &self.trust_domain)
             .field("not_after", &self.not_after())
             .field("lifetime", &self.lifetime)
+            .field("roots", &self.roots)
+            .field("signers", &self.signers)
             .finish_non_exhaustive()
     }
 }
@@ -243,8 +234,8 @@ impl Signer {
 
 /// Takes new content of the files into use, in the one order that lets nobody sign what nobody trusts.
 struct Publisher {
-    roots: Followed<TrustBundle>,
-    signers: Followed<Signer>,
+    roots: watch::Receiver<Arc<TrustBundle>>,
+    signers: watch::Receiver<Arc<Signer>>,
     trust: watch::Sender<Arc<TrustBundle>>,
     signer: watch::Sender<Arc<Signer>>,
     generation: watch::Sender<u64>,
@@ -252,7 +243,7 @@ struct Publisher {
 
 impl Publisher {
     async fn run(self) {
-        let (mut roots, mut signers) = (self.roots.watch(), self.signers.watch());
+        let (mut roots, mut signers) = (self.roots.clone(), self.signers.clone());
         let mut day = interval(DAY);
         loop {
             tokio::select! {
