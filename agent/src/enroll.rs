@@ -206,13 +206,19 @@ impl Enroller {
             let workload = member.pod.workload();
             if let Some(wanted) = wanted.get(uid) {
                 // The same name may lead to another namespace: the pod's sandbox was made anew.
-                let moved = inode(&member.netns).is_some_and(|now| member.inode != Some(now));
-                if moved || wanted.netns.as_ref() != Some(&member.netns) {
+                let moved = wanted.netns.as_ref() != Some(&member.netns)
+                    || inode(&member.netns).is_some_and(|now| member.inode != Some(now));
+                if moved {
                     tracing::info!(pod = %workload, "the pod has another network namespace now");
-                    ended.push((uid.clone(), true));
+                    ended.push((uid.clone(), Gone::Namespace));
+                } else if wanted.identity != workload.identity {
+                    // No pod changes its service account: this is another one, from a manifest without a uid, and what
+                    // the old one opened must not go on under a name that nobody bears any more.
+                    tracing::info!(pod = %workload, old = %workload.identity, new = %wanted.identity, "the pod has another identity now");
+                    ended.push((uid.clone(), Gone::Identity));
                 }
             } else if !present.contains(uid) {
-                ended.push((uid.clone(), true));
+                ended.push((uid.clone(), Gone::Pod));
             } else if member.leaving.is_none() {
                 tracing::info!(pod = %workload, "the pod leaves the mesh");
                 member.leaving = Some(now + self.leave_period);
@@ -220,15 +226,17 @@ impl Enroller {
                     tracing::error!(pod = %workload, %error, "its traffic is still captured");
                 }
             } else if member.leaving.is_some_and(|end| end <= now) {
-                ended.push((uid.clone(), false));
+                ended.push((uid.clone(), Gone::Membership));
             }
         }
-        for (uid, gone) in ended {
+        for (uid, what) in ended {
             if let Some(member) = self.pods.remove(&uid) {
-                let heir =
-                    wanted.values().any(|heir| heir.uid != uid && heir.netns.as_ref() == Some(&member.netns));
+                let heir = wanted.values().any(|heir| {
+                    heir.netns.as_ref() == Some(&member.netns) && (heir.uid != uid || what == Gone::Identity)
+                });
                 // Un-enrolled first, the heir's traffic would go out in plaintext until it is enrolled.
                 self.loose |= heir;
+                let gone = what != Gone::Membership;
                 end(&member, gone, heir);
                 // What a pod opened while it was in the mesh outlives its membership, however long it takes.
                 if gone {
@@ -343,6 +351,19 @@ impl PodStatus {
             state,
         }
     }
+}
+
+/// What of a pod has gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Gone {
+    /// The pod itself.
+    Pod,
+    /// The network namespace that it had.
+    Namespace,
+    /// The identity that it had; its namespace is that of its successor.
+    Identity,
+    /// Its place in the mesh only: its connections go on.
+    Membership,
 }
 
 /// What a namespace is known by in the file system: device and inode (nsfs).

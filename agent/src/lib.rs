@@ -30,7 +30,12 @@ use tokio::{
 };
 
 use crate::{
-    capture::Capture, cli::AgentArgs, control::Manifests, enroll::Enroller, hbone::Pool, identity::SvidStore,
+    capture::Capture,
+    cli::AgentArgs,
+    control::Manifests,
+    enroll::Enroller,
+    hbone::Pool,
+    identity::{Revocation, SvidStore},
     shutdown::Shutdown,
 };
 
@@ -45,7 +50,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
 
     let (ca, trust_domain) = args.authority.open(args.certificate_lifetime)?;
-    let svids = SvidStore::new(ca);
+    let revocation =
+        Revocation::start(args.crl.clone(), ca.trust()).context("reading the revocation lists (--crl)")?;
+    revocation.register(&mut registry);
+    let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
     let pool = Pool::new(hbone::PoolConfig::default());
 

@@ -42,7 +42,7 @@ pub struct AgentBuilder {
     env: Vec<(String, String)>,
     binary: Option<PathBuf>,
     manifests: Option<PathBuf>,
-    ca: Option<PathBuf>,
+    authority: Option<Vec<OsString>>,
 }
 
 /// What is needed to start the agent once more.
@@ -64,7 +64,15 @@ struct Files {
 impl AgentBuilder {
     pub(crate) fn new(shared: Arc<Shared>, node: &str) -> Self {
         let node = node.to_owned();
-        Self { shared, node, args: Vec::new(), env: Vec::new(), binary: None, manifests: None, ca: None }
+        Self {
+            shared,
+            node,
+            args: Vec::new(),
+            env: Vec::new(),
+            binary: None,
+            manifests: None,
+            authority: None,
+        }
     }
 
     /// One more argument.
@@ -93,15 +101,24 @@ impl AgentBuilder {
 
     /// Another certificate authority than the mesh's.
     pub fn ca_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.ca = Some(directory.into());
+        self.authority = Some(vec!["--ca-dir".into(), directory.into().into()]);
+        self
+    }
+
+    /// Another kind of certificate authority than the mesh's, by the options that name it.
+    pub fn authority(mut self, options: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.authority = Some(options.into_iter().map(Into::into).collect());
         self
     }
 
     /// Starts it; [`Agent::wait_ready`] waits until it serves.
     pub fn start(self) -> Result<Agent> {
-        let Self { shared, node: name, args: more, env, binary, manifests, ca } = self;
+        let Self { shared, node: name, args: more, env, binary, manifests, authority } = self;
         let node = shared.node(&name)?;
-        let ca = ca.map_or_else(|| ensure_ca(&shared), Ok)?;
+        let authority = match authority {
+            Some(authority) => authority,
+            None => vec!["--ca-dir".into(), ensure_ca(&shared)?.into()],
+        };
         let manifests = manifests.unwrap_or_else(|| shared.manifests.directory().to_owned());
         let files = Files {
             log: shared.directory.join(format!("{name}.{LOG}")),
@@ -109,7 +126,8 @@ impl AgentBuilder {
             socket: shared.directory.join(format!("{name}.sock")),
         };
         let mut args: Vec<OsString> = vec!["agent".into(), "--node".into(), node.unique_name().into()];
-        args.extend(["--manifests".into(), manifests.into(), "--ca-dir".into(), ca.into()]);
+        args.extend(["--manifests".into(), manifests.into()]);
+        args.extend(authority);
         args.extend([
             "--admin".into(),
             ADMIN.to_string().into(),

@@ -198,6 +198,34 @@ fn a_pod_of_another_service_account_under_its_old_name_takes_neither_identity_no
     the_old_tunnel_ends(|pod| "new".clone_into(&mut pod.service_account));
 }
 
+#[test]
+fn what_a_pod_opened_ends_with_the_identity_that_it_was_opened_under() {
+    let world = World::new();
+    let server = world.mesh.pod("server").on("node-b").enrolled().start().unwrap();
+    let outside = world.mesh.pod("outside").on("node-b").start().unwrap();
+    let (_echo, _plain) = (server.serve(8080, tcp::echo).unwrap(), outside.serve(8080, tcp::echo).unwrap());
+    let target = server.at(8080);
+    world.reaches(target, "spiffe://cluster.local/ns/default/sa/default");
+    let mut stream = world.client.connect(target).unwrap();
+    tcp::ping(&mut stream, "under the old identity").unwrap();
+    let wire = world.mesh.capture_wire().unwrap();
+    world.client.update(|pod| "new".clone_into(&mut pod.service_account)).unwrap();
+    ends_in_a_reset(&mut stream);
+    eventually(PATIENCE, || {
+        // Whatever becomes of it meanwhile, it must not go out in plaintext.
+        let _ = world.ping(target);
+        let log = world.b.access_log();
+        let last =
+            log.iter().rev().find(|record| record.is_ok()).and_then(lab::AccessRecord::source_identity);
+        last.as_deref() == Some("spiffe://cluster.local/ns/default/sa/new")
+    });
+    let mut control = world.client.connect(outside.at(8080)).unwrap();
+    tcp::ping(&mut control, "goes out in plaintext").unwrap();
+    let wire = wire.stop().unwrap();
+    assert!(wire.contains("goes out in plaintext"));
+    assert!(!wire.contains("hello"), "the pod was out of the mesh for a moment");
+}
+
 /// Changes a pod of the service account `old` to one of `new` while a client speaks to it.
 #[track_caller]
 fn the_old_tunnel_ends(change: impl FnOnce(&mut lab::manifest::PodManifest)) {

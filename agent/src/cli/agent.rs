@@ -38,6 +38,12 @@ pub struct AgentArgs {
           value_parser = humantime::parse_duration)]
     pub certificate_lifetime: Duration,
 
+    /// A file of certificate revocation lists (PEM, several in a row; the issuers' certificates may stand beside them).
+    /// It is read again when it changes. Whoever is listed is refused, also on connections that are open. May be given
+    /// several times.
+    #[arg(long, env = "CULVERT_CRL", value_name = "FILE", value_delimiter = ',')]
+    pub crl: Vec<PathBuf>,
+
     /// Where health, readiness and metrics are served, to anybody who can reach it.
     #[arg(long, env = "CULVERT_ADMIN", value_name = "ADDRESS", default_value = "127.0.0.1:15021")]
     pub admin: SocketAddr,

@@ -152,7 +152,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let audit = Audit::start(io::stdout()).context("starting the thread that writes the audit")?;
     let shutdown = Shutdown::default();
-    let files = [Some(callers.file()), certificate.file()].into_iter().flatten().collect();
+    let files = [Some(callers.file()), certificate.file()].into_iter().flatten().chain(ca.files()).collect();
     let admin = admin(registry, files, &manifests, Arc::clone(&certificate), shutdown.clone());
     tokio::spawn(Arc::new(admin).serve_public(admin_listener));
 

@@ -4,7 +4,10 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::{identity::TlsError, mesh::Reason};
+use crate::{
+    identity::{Lapse, Lapsed, TlsError},
+    mesh::Reason,
+};
 
 /// Why a tunnel ended other than by both ends' END_STREAM.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -26,6 +29,8 @@ pub enum Loss {
     PeerGone,
     /// The peer did not answer a PING in time.
     Silent,
+    /// What the connection was made with is no longer good: a certificate expired, was revoked, or lost its root.
+    Lapsed(Lapse),
     /// The agent shuts down and the grace period is over.
     Shutdown,
     /// The pool closed it, unused, to make room for another.
@@ -140,6 +145,9 @@ pub enum ServeError {
     /// The client did not answer a PING in time.
     #[error("the client did not answer a PING within {0:?}")]
     Silent(Duration),
+    /// What the connection was made with is no longer good.
+    #[error("the connection may not go on: {0}")]
+    Lapsed(#[from] Lapsed),
 }
 
 impl TunnelError {
@@ -167,6 +175,7 @@ impl Loss {
         match self {
             Self::PodGone | Self::PeerGone => Reason::PodGone,
             Self::Silent => Reason::Timeout,
+            Self::Lapsed(lapse) => lapse.reason(),
             Self::Shutdown => Reason::Shutdown,
             Self::Evicted => Reason::Overload,
             Self::Protocol(_) => Reason::Protocol,
@@ -211,6 +220,7 @@ impl ServeError {
         match self {
             Self::Tls(error) => error.reason(),
             Self::HandshakeTimeout(_) | Self::Silent(_) => Reason::Timeout,
+            Self::Lapsed(lapsed) => lapsed.lapse.reason(),
             Self::Protocol(_) => Reason::Protocol,
             Self::Io(_) => Reason::TunnelLost,
         }
@@ -232,6 +242,7 @@ impl fmt::Display for Loss {
             Self::PodGone => f.write_str("the pod left the mesh"),
             Self::PeerGone => f.write_str("the peer's address belongs to another pod now"),
             Self::Silent => f.write_str("the peer did not answer a PING"),
+            Self::Lapsed(lapse) => lapse.fmt(f),
             Self::Shutdown => f.write_str("this agent shuts down"),
             Self::Evicted => f.write_str("it was unused and its place was needed"),
             Self::Protocol(code) => write!(f, "HTTP/2 was broken ({code})"),

@@ -6,7 +6,7 @@
 //! handshake, and a PING that must be answered.
 
 use std::{
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
@@ -33,7 +33,7 @@ use super::{
     request::{self, BAGGAGE, Target},
 };
 use crate::{
-    identity::{Svid, TlsError, peer_identity},
+    identity::{Ground, Lapsed, Standing, Svid, TlsError, Usage, peer_identity, reached},
     mesh::Identity,
 };
 
@@ -63,6 +63,7 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         let local = stream.local_addr().map_err(ServeError::Io)?.ip();
         // Without it a small frame may wait for the ACK of the one before.
         stream.set_nodelay(true).map_err(ServeError::Io)?;
+        let ground = Ground::new(&svid, Usage::Client);
         let tls = match TlsAcceptor::from(svid.server_config()).accept(stream).into_fallible().await {
             Ok(tls) => tls,
             Err((error, stream)) => {
@@ -75,7 +76,9 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         if session.alpn_protocol() != Some(b"h2") {
             return Err(ServeError::Protocol("it did not offer h2 by ALPN".to_owned()));
         }
-        let http = Http::handshake(tls, local).await?;
+        let standing = ground.stand(session);
+        let mut http = Http::handshake(tls, local).await?;
+        http.stand_on(standing);
         Ok(ServerConnection { peer, http })
     };
     timeout(HANDSHAKE, handshake).await.unwrap_or(Err(ServeError::HandshakeTimeout(HANDSHAKE)))
@@ -93,7 +96,8 @@ impl ServerConnection {
     /// error. It may be cancelled and called again.
     ///
     /// # Errors
-    /// Where the client broke HTTP/2, was lost, or is silent. The connection is over then, and so are its tunnels.
+    /// Where the client broke HTTP/2, was lost, is silent, or one of the two certificates is no longer good. The
+    /// connection is over then, and so are its tunnels.
     pub async fn next(&mut self) -> Option<Result<Incoming, ServeError>> {
         self.http.next().await
     }
@@ -185,6 +189,9 @@ pub(super) struct Http<IO> {
 struct Open<IO> {
     connection: Connection<IO, Bytes>,
     silent: Pin<Box<dyn Future<Output = ()> + Send>>,
+    lapsed: Pin<Box<dyn Future<Output = Lapsed> + Send>>,
+    /// Half of what the certificates leave it is over; none once the client was told.
+    stale: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
@@ -205,7 +212,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
             .handshake(io)
             .await?;
         let silent = Box::pin(keepalive::lost(connection.ping_pong()));
-        Ok(Self { local, link: Link::new(), open: Some(Open { connection, silent }) })
+        let open = Open { connection, silent, lapsed: Box::pin(pending()), stale: None };
+        Ok(Self { local, link: Link::new(), open: Some(open) })
+    }
+
+    /// Ends the connection when what it stands on is no longer good, and takes no new tunnels when half of that time is
+    /// over.
+    fn stand_on(&mut self, standing: Standing) {
+        let Some(open) = &mut self.open else { return };
+        open.stale = Some(Box::pin(reached(standing.fresh_until())));
+        open.lapsed = Box::pin(standing.lapsed());
     }
 
     /// See [`ServerConnection::next`].
@@ -218,8 +234,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
             let Some(open) = &mut self.open else { return Poll::Ready(None) };
             let step = open.connection.poll_accept(cx);
             let over = match step {
-                Poll::Pending if open.silent.as_mut().poll(cx).is_pending() => return Poll::Pending,
-                Poll::Pending => Some((Loss::Silent, ServeError::Silent(keepalive::ANSWER))),
+                Poll::Pending => match open.poll_end(cx) {
+                    Poll::Ready(over) => Some(over),
+                    Poll::Pending if open.is_stale(cx) => {
+                        open.connection.graceful_shutdown();
+                        continue;
+                    }
+                    Poll::Pending => return Poll::Pending,
+                },
                 Poll::Ready(Some(Err(error))) => Some((Loss::of(&error), error.into())),
                 Poll::Ready(Some(Ok((request, respond)))) => match self.admit(request, respond) {
                     Some(incoming) => return Poll::Ready(Some(Ok(incoming))),
@@ -258,6 +280,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Http<IO> {
     fn close(&mut self, loss: Loss) {
         self.link.lose(loss);
         self.open = None;
+    }
+}
+
+impl<IO> Open<IO> {
+    /// Whether the connection is over for a reason that HTTP/2 does not know of.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<(Loss, ServeError)> {
+        if let Poll::Ready(lapsed) = self.lapsed.as_mut().poll(cx) {
+            return Poll::Ready((Loss::Lapsed(lapsed.lapse), lapsed.into()));
+        }
+        self.silent.as_mut().poll(cx).map(|()| (Loss::Silent, ServeError::Silent(keepalive::ANSWER)))
+    }
+
+    /// Whether the client is to be told now that it is to open no more tunnels; once.
+    fn is_stale(&mut self, cx: &mut Context<'_>) -> bool {
+        let stale = self.stale.as_mut().is_some_and(|stale| stale.as_mut().poll(cx).is_ready());
+        if stale {
+            self.stale = None;
+        }
+        stale
     }
 }
 

@@ -16,8 +16,10 @@ use zeroize::Zeroizing;
 
 use super::{
     ca::{CaError, CertificateAuthority, Csr},
+    standing::CLOCK_CHECK,
     store::{Counters, SvidError},
     svid::Svid,
+    trust::Trust,
 };
 use crate::mesh::Identity;
 
@@ -45,12 +47,13 @@ impl Keeper {
     /// Starts the task.
     pub(super) fn start(
         identity: Identity,
-        ca: Arc<dyn CertificateAuthority>,
+        authority: (Arc<dyn CertificateAuthority>, Trust),
         counters: Arc<Counters>,
     ) -> Self {
         let (sender, state) = watch::channel(State::default());
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(identity, ca, counters, sender, Arc::clone(&wake))).abort_handle();
+        let task =
+            tokio::spawn(keep(identity, authority, counters, sender, Arc::clone(&wake))).abort_handle();
         Self { state, wake, task }
     }
 
@@ -74,13 +77,16 @@ impl Drop for Keeper {
 
 async fn keep(
     identity: Identity,
-    ca: Arc<dyn CertificateAuthority>,
+    (ca, trust): (Arc<dyn CertificateAuthority>, Trust),
     counters: Arc<Counters>,
     state: watch::Sender<State>,
     wake: Arc<Notify>,
 ) {
+    let mut generation = ca.generation();
     loop {
-        match obtain(&identity, &*ca).await {
+        // Before the request, so that a change during it is not missed.
+        generation.mark_unchanged();
+        match obtain(&identity, &*ca, trust.clone()).await {
             Ok(svid) => {
                 counters.issued();
                 let svid = Arc::new(svid);
@@ -91,6 +97,14 @@ async fn keep(
                     renew_at: Some(renew_at),
                     ..State::default()
                 });
+                tokio::select! {
+                    () = rest(&svid, renew_at, &wake) => continue,
+                    () = reissued(&mut generation) => {}
+                }
+                let soon = replacement(&svid, SystemTime::now(), rand::rng().random_range(0.0..1.0));
+                let renew_at = renew_at.min(soon);
+                tracing::info!(%identity, renew_at = %rfc3339(renew_at), "another issuer signs from now on: the certificate is renewed soon");
+                state.send_modify(|state| state.renew_at = Some(renew_at));
                 rest(&svid, renew_at, &wake).await;
             }
             Err(error) => {
@@ -110,7 +124,7 @@ async fn keep(
 
 /// Makes a new key and has it certified. Each certificate has a key of its own, so that a leaked one is of use for one
 /// lifetime at most.
-async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Svid, SvidError> {
+async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority, trust: Trust) -> Result<Svid, SvidError> {
     let authority = |source| SvidError::Authority { identity: identity.clone(), source: Arc::new(source) };
     let key = KeyPair::generate().map(Zeroizing::new).map_err(|error| authority(error.into()))?;
     let csr = Csr::new(identity, &key).map_err(|error| authority(error.into()))?;
@@ -118,7 +132,7 @@ async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority) -> Result<Sv
         .await
         .unwrap_or(Err(CaError::Timeout(SIGN_TIMEOUT)))
         .map_err(authority)?;
-    Svid::new(identity, &key, issued, ca.trust())
+    Svid::new(identity, &key, issued, trust)
         .map_err(|source| SvidError::Rejected { identity: identity.clone(), source })
 }
 
@@ -131,6 +145,21 @@ async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify) {
             () = wake.notified() => {}
         }
     }
+}
+
+/// Waits until the authority signs with another issuer.
+async fn reissued(generation: &mut watch::Receiver<u64>) {
+    if generation.changed().await.is_err() {
+        // It never will.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// When a certificate is replaced whose issuer was replaced: within a minute or a tenth of what is left of its life, the
+/// moment left to `chance` (0 to 1), so that the certificates of a mesh are not all renewed at once.
+fn replacement(svid: &Svid, now: SystemTime, chance: f64) -> SystemTime {
+    let left = svid.not_after().duration_since(now).unwrap_or_default();
+    now + (left / 10).min(REPLACED_WITHIN).mul_f64(chance)
 }
 
 /// How long a certificate can still be used; none where it is due for renewal.
@@ -169,10 +198,10 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// The longest pause: an authority that came back is found within half a minute, out of twelve hours.
 const MAX_RETRY: Duration = Duration::from_secs(30);
-/// How often a resting task looks at the wall clock.
-const CLOCK_CHECK: Duration = Duration::from_secs(30);
 /// Bounds the rate of renewals where an authority gives out certificates that are about to expire.
 const MIN_REST: Duration = Duration::from_secs(1);
+/// How soon certificates of a replaced issuer are renewed.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 /// The part of the time to renewal that is left to chance.
 const JITTER: f64 = 0.1;
 

@@ -18,10 +18,15 @@
 //! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
 
 pub mod ca;
+mod crl;
+mod fingerprint;
 mod follow;
 mod keeper;
+mod key;
 mod observed;
+mod revocation;
 mod spiffe;
+mod standing;
 mod store;
 mod svid;
 mod tls;
@@ -36,12 +41,17 @@ mod store_tests;
 #[cfg(test)]
 mod testing;
 
-pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, LocalCa};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, IssuerFiles, LocalCa};
+pub use crl::CrlError;
+pub use fingerprint::Fingerprint;
 pub use follow::{FileState, Followed};
+pub use key::WeakKey;
 pub use observed::{Observed, TlsFailure};
+pub use revocation::Revocation;
 pub use spiffe::IdentityRefusal;
+pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
 pub use tls::{peer_identity, provider as tls_provider};
 pub use tls_error::TlsError;
-pub use trust::{Trust, TrustBundle, TrustError};
+pub use trust::{Trust, TrustBundle, TrustError, Usage};

@@ -17,6 +17,7 @@ use super::{
     ca::{CaError, CertificateAuthority},
     keeper::{Keeper, State},
     svid::{Rejected, Svid},
+    trust::Trust,
 };
 use crate::mesh::{Identity, Reason};
 
@@ -29,6 +30,7 @@ pub struct SvidStore(Arc<Inner>);
 
 struct Inner {
     ca: Arc<dyn CertificateAuthority>,
+    trust: Trust,
     keepers: Mutex<HashMap<Identity, Keeper>>,
     counters: Arc<Counters>,
 }
@@ -97,9 +99,20 @@ impl SvidError {
 }
 
 impl SvidStore {
-    /// Makes an empty store that has its certificates signed by `ca`.
+    /// Makes an empty store that has its certificates signed by `ca`, and trusts whom `ca` does.
     pub fn new(ca: Arc<dyn CertificateAuthority>) -> Self {
-        Self(Arc::new(Inner { ca, keepers: Mutex::default(), counters: Arc::default() }))
+        let trust = ca.trust();
+        Self::with_trust(ca, trust)
+    }
+
+    /// Makes an empty store that has its certificates signed by `ca`; they and their peers are judged by `trust`.
+    pub fn with_trust(ca: Arc<dyn CertificateAuthority>, trust: Trust) -> Self {
+        Self(Arc::new(Inner { ca, trust, keepers: Mutex::default(), counters: Arc::default() }))
+    }
+
+    /// Returns the trust in force, now and later.
+    pub fn trust(&self) -> Trust {
+        self.0.trust.clone()
     }
 
     /// Returns the certificate of `identity`. The first call for an identity has it signed, in a task that renews it at
@@ -164,7 +177,8 @@ impl SvidStore {
         if let Some(keeper) = keepers.get(identity) {
             return keeper.state();
         }
-        let keeper = Keeper::start(identity.clone(), Arc::clone(&self.0.ca), Arc::clone(&self.0.counters));
+        let Inner { ca, trust, counters, .. } = &*self.0;
+        let keeper = Keeper::start(identity.clone(), (Arc::clone(ca), trust.clone()), Arc::clone(counters));
         let state = keeper.state();
         keepers.insert(identity.clone(), keeper);
         state

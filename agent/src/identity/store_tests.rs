@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     CaError, CertificateAuthority, Csr, IdentityRefusal, Issued, Rejected, SvidError, SvidStatus, SvidStore,
-    TlsError, Trust,
+    TlsError, Trust, Usage,
     ca::Signing,
     testing::{CLIENT, HOUR, TestRoot, WEB, identity, leaf, uri},
 };
@@ -206,7 +206,10 @@ async fn expired_certificate_is_rejected() {
 #[tokio::test(start_paused = true)]
 async fn certificate_for_servers_only_is_rejected() {
     let spoil = |params: &mut CertificateParams| params.extended_key_usages.truncate(1);
-    rejected(Answer::Spoiled(spoil), |why| matches!(why, Rejected::Unsound(TlsError::Certificate(_)))).await;
+    rejected(Answer::Spoiled(spoil), |why| {
+        matches!(why, Rejected::Unsound(TlsError::Purpose(Usage::Client)))
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ use super::{
     spiffe::{Expected, IdentityRefusal},
     tls::{client_config, server_config},
     tls_error::TlsError,
-    trust::Trust,
+    trust::{Trust, Usage},
     verify::SpiffeVerifier,
 };
 use crate::mesh::Identity;
@@ -117,6 +117,11 @@ impl Svid {
         &self.certificate.cert
     }
 
+    /// Returns the trust in force, by which its connections judge their peers.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// Returns the configuration of a connection to a peer that must be `expect`.
     pub fn client_config(&self, expect: &Identity) -> Arc<ClientConfig> {
         let ours = self.identity.trust_domain().clone();
@@ -154,8 +159,9 @@ pub(super) fn check(
 ) -> Result<(), TlsError> {
     let bundle = Arc::clone(&trust.borrow());
     let now = UnixTime::now();
-    bundle.verify_server(leaf, intermediates, now).map_err(|error| TlsError::from(&error))?;
-    bundle.verify_client(leaf, intermediates, now).map_err(|error| TlsError::from(&error))?;
+    for usage in [Usage::Server, Usage::Client] {
+        bundle.verify(usage, (leaf, intermediates), now)?;
+    }
     let ours = identity.trust_domain().clone();
     Expected::Workload { ours, identity: Arc::new(identity.clone()) }.check(leaf)?;
     Ok(())

@@ -2,13 +2,21 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use humantime::format_rfc3339_seconds as rfc3339;
-use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
+use rustls::{
+    AlertDescription, CertificateError, OtherError,
+    pki_types::{CertificateDer, UnixTime},
+};
 
-use super::spiffe::{IdentityRefusal, shorten};
+use super::{
+    key::WeakKey,
+    spiffe::{IdentityRefusal, shorten},
+    trust::Usage,
+};
 use crate::mesh::Reason;
 
 /// Why TLS with a peer failed. Except for [`Self::Alert`], the fault was found on this side.
@@ -40,6 +48,40 @@ pub enum TlsError {
         "no root that is trusted here signed the peer's certificate: is root.pem the same on both nodes?"
     )]
     UnknownIssuer,
+    /// The peer's own certificate is on a revocation list.
+    #[error("the peer's certificate was revoked (--crl): its pod needs a new one, or is to be kept out")]
+    Revoked,
+    /// An authority of the peer's chain is on a revocation list.
+    #[error(
+        "the authority {subject} (serial {serial}) that vouches for the peer was revoked (--crl): the peer needs a \
+         certificate of another"
+    )]
+    RevokedAuthority {
+        /// The authority's name.
+        subject: String,
+        /// Its serial number, in hexadecimal.
+        serial: String,
+    },
+    /// The certificate is not for this end of a connection.
+    #[error("the peer's certificate is not for a {} (extendedKeyUsage lacks {})", .0.end(), .0.purpose())]
+    Purpose(Usage),
+    /// The certificate is an authority's.
+    #[error("the peer presented an authority's certificate (basicConstraints CA:TRUE) as its own")]
+    Authority,
+    /// The key of a certificate of the chain is too weak.
+    #[error("a certificate of the peer's chain has {0}")]
+    WeakKey(#[from] WeakKey),
+    /// There are more authorities between the peer and a root than are followed, or than one of them allows.
+    #[error(
+        "the peer's chain has more authorities in it than are allowed: at most 6, and what their pathlen says"
+    )]
+    ChainTooLong,
+    /// The chain is refused for another reason, which webpki names.
+    #[error("the peer's chain is refused: {0:?}")]
+    Chain(webpki::Error),
+    /// The peer presented a certificate and does not hold its key.
+    #[error("the peer does not hold the private key of the certificate that it presented")]
+    NotItsKey,
     /// The chain is good, but the peer is not who it should be, or does not say who it is.
     #[error("{0}")]
     Identity(Box<IdentityRefusal>),
@@ -79,10 +121,91 @@ impl TlsError {
             | Self::Expired { .. }
             | Self::NotYetValid { .. }
             | Self::UnknownIssuer
+            | Self::Revoked
+            | Self::RevokedAuthority { .. }
+            | Self::Purpose(_)
+            | Self::Authority
+            | Self::WeakKey(_)
+            | Self::ChainTooLong
+            | Self::Chain(_)
+            | Self::NotItsKey
             | Self::Certificate(_) => Reason::BadCertificate,
             Self::Alert(alert) if concerns_certificate(*alert) => Reason::BadCertificate,
             Self::Alert(_) | Self::Protocol(_) | Self::Io { .. } => Reason::Tls,
         }
+    }
+}
+
+impl TlsError {
+    /// Returns what the metric of handshakes calls it: one of a closed set.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::UnknownIssuer => "unknown_issuer",
+            Self::Revoked | Self::RevokedAuthority { .. } => "revoked",
+            Self::Purpose(_) => "purpose",
+            Self::WeakKey(_) => "weak_key",
+            Self::ChainTooLong => "chain_too_long",
+            Self::Identity(refusal) => match refusal.reason() {
+                Reason::IdentityMismatch => "identity_mismatch",
+                _ => "no_identity",
+            },
+            Self::Authority | Self::Chain(_) | Self::NotItsKey | Self::Certificate(_) => "bad_certificate",
+            Self::Alert(alert) if concerns_certificate(*alert) => "refused_by_peer",
+            Self::Alert(_) => "alert",
+            Self::Protocol(_) => "protocol",
+            Self::Io { .. } => "broken",
+        }
+    }
+
+    /// Says what webpki's error means.
+    pub(super) fn of_chain(error: webpki::Error, usage: Usage) -> Self {
+        use webpki::Error as E;
+        match error {
+            E::CertExpired { not_after, .. } => Self::Expired { not_after: system_time(not_after) },
+            E::CertNotValidYet { not_before, .. } => {
+                Self::NotYetValid { not_before: system_time(not_before) }
+            }
+            // A wrong signature is found where a root that we trust has the issuer's name but another key, as the
+            // roots of two installations of one mesh have.
+            E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
+            E::CertRevoked => Self::Revoked,
+            E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => Self::Purpose(usage),
+            E::CaUsedAsEndEntity => Self::Authority,
+            E::MaximumPathDepthExceeded | E::PathLenConstraintViolated => Self::ChainTooLong,
+            E::BadDer | E::BadDerTime | E::TrailingData(_) => IdentityRefusal::Unreadable.into(),
+            other => Self::Chain(other),
+        }
+    }
+
+    /// Names an authority that was revoked.
+    pub(super) fn revoked_authority(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+            return IdentityRefusal::Unreadable.into();
+        };
+        let subject = shorten(parsed.subject().to_string());
+        Self::RevokedAuthority { subject, serial: shorten(parsed.raw_serial_as_string()) }
+    }
+
+    /// Wraps it for rustls, so that the peer gets the alert that RFC 8446 §6.2 has for it. What has none travels as it
+    /// is; the alert is certificate_unknown then.
+    pub(super) fn into_rustls(self, now: UnixTime) -> rustls::Error {
+        let at = |time: SystemTime| {
+            UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+        };
+        rustls::Error::InvalidCertificate(match self {
+            Self::Expired { not_after } => {
+                CertificateError::ExpiredContext { time: now, not_after: at(not_after) }
+            }
+            Self::NotYetValid { not_before } => {
+                CertificateError::NotValidYetContext { time: now, not_before: at(not_before) }
+            }
+            Self::UnknownIssuer => CertificateError::UnknownIssuer,
+            Self::Revoked => CertificateError::Revoked,
+            other => CertificateError::Other(OtherError(Arc::new(other))),
+        })
     }
 }
 
@@ -112,11 +235,12 @@ impl From<&CertificateError> for TlsError {
             CertificateError::NotValidYetContext { not_before, .. } => {
                 Self::NotYetValid { not_before: system_time(*not_before) }
             }
-            // webpki answers with a bad signature where a root that we trust has the issuer's name but another key,
-            // as the roots of two installations of one mesh have.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownIssuer,
-            CertificateError::Other(inner) => match inner.0.downcast_ref::<IdentityRefusal>() {
-                Some(refusal) => refusal.clone().into(),
+            CertificateError::UnknownIssuer => Self::UnknownIssuer,
+            CertificateError::Revoked => Self::Revoked,
+            // Of the handshake: the chain's signatures are checked here, not by rustls.
+            CertificateError::BadSignature => Self::NotItsKey,
+            CertificateError::Other(inner) => match inner.0.downcast_ref::<Self>() {
+                Some(error) => error.clone(),
                 None => Self::Certificate(error.clone()),
             },
             other => Self::Certificate(other.clone()),

@@ -5,19 +5,22 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
-    SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::verify_tls13_signature,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::{spiffe::Expected, tls::provider, trust::Trust};
+use super::{
+    spiffe::Expected,
+    tls::provider,
+    trust::{Trust, Usage},
+};
 
 /// Accepts the peers that `expected` names, by certificates that a root in `trust` vouches for.
 ///
-/// The error of a refused identity travels inside rustls' own as an [`super::IdentityRefusal`]; the alert that the peer
+/// A refusal travels inside rustls' own error as a [`super::TlsError`]; where the identity is refused, the alert that the peer
 /// gets is certificate_unknown, as from ztunnel.
 #[derive(Clone, Debug)]
 pub(super) struct SpiffeVerifier {
@@ -31,10 +34,17 @@ impl SpiffeVerifier {
         Self { trust, expected }
     }
 
-    fn check_identity(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
-        self.expected.check(leaf).map(drop).map_err(|refusal| {
-            Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
-        })
+    fn check(
+        &self,
+        usage: Usage,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let bundle = Arc::clone(&self.trust.borrow());
+        let checked = bundle.verify(usage, (leaf, intermediates), now).map(drop);
+        let checked = checked.and_then(|()| Ok(self.expected.check(leaf).map(drop)?));
+        checked.map_err(|error| error.into_rustls(now))
     }
 }
 
@@ -48,9 +58,7 @@ impl ServerCertVerifier for SpiffeVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let bundle = Arc::clone(&self.trust.borrow());
-        bundle.verify_server(end_entity, intermediates, now)?;
-        self.check_identity(end_entity)?;
+        self.check(Usage::Server, end_entity, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -89,9 +97,7 @@ impl ClientCertVerifier for SpiffeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let bundle = Arc::clone(&self.trust.borrow());
-        bundle.verify_client(end_entity, intermediates, now)?;
-        self.check_identity(end_entity)?;
+        self.check(Usage::Client, end_entity, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -85,6 +85,11 @@ async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnec
                 asked = true;
                 spawn(&context, &pod, incoming, peer, &identity);
             }
+            Some(Err(error @ ServeError::Lapsed(_))) => {
+                let streams = tunnel.tunnels();
+                tracing::warn!(pod = %pod.workload(), %peer, %identity, streams, %error, "a tunnel from a peer ends");
+                return;
+            }
             // What the streams suffer from it, they report themselves.
             Some(Err(error)) => {
                 tracing::debug!(%peer, %identity, %error, "a tunnel from a peer ended");

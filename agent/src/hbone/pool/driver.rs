@@ -11,18 +11,23 @@ use h2::client::Connection;
 use tokio::{net::TcpStream, time::sleep_until};
 use tokio_rustls::client::TlsStream;
 
-use super::{Shared, state::Use};
+use super::{PoolKey, Shared, state::Use};
 use crate::{
     hbone::{Loss, keepalive, link::Link},
-    identity::Observed,
+    identity::{Lapsed, Observed, Standing},
 };
 
 /// What connections of the pool run over.
 pub(super) type Transport = Observed<TlsStream<TcpStream>>;
 
 /// Starts the task. It ends with the connection, and forgets it in the pool.
-pub(super) fn spawn(pool: &Arc<Shared>, id: u64, link: Arc<Link>, connection: Connection<Transport, Bytes>) {
-    let entry = Entry { pool: Arc::downgrade(pool), id };
+pub(super) fn spawn(
+    pool: &Arc<Shared>,
+    (id, key): (u64, Arc<PoolKey>),
+    link: Arc<Link>,
+    connection: (Connection<Transport, Bytes>, Standing),
+) {
+    let entry = Entry { pool: Arc::downgrade(pool), id, key };
     pool.tasks.spawn(drive(entry, link, connection));
 }
 
@@ -30,9 +35,15 @@ pub(super) fn spawn(pool: &Arc<Shared>, id: u64, link: Arc<Link>, connection: Co
 struct Entry {
     pool: Weak<Shared>,
     id: u64,
+    key: Arc<PoolKey>,
 }
 
-async fn drive(entry: Entry, link: Arc<Link>, mut connection: Connection<Transport, Bytes>) {
+async fn drive(
+    entry: Entry,
+    link: Arc<Link>,
+    (mut connection, standing): (Connection<Transport, Bytes>, Standing),
+) {
+    let mut lapsed = pin!(standing.lapsed());
     let mut silent = pin!(keepalive::lost(connection.ping_pong()));
     let mut aborted = pin!(link.aborted());
     let mut unused = pin!(retire_when_unused(&entry, &link));
@@ -41,6 +52,10 @@ async fn drive(entry: Entry, link: Arc<Link>, mut connection: Connection<Transpo
         () = &mut aborted => link.loss().unwrap_or(Loss::Shutdown),
         ended = &mut connection => ended.as_ref().map_or_else(Loss::of, |()| Loss::Closed),
         () = &mut silent => Loss::Silent,
+        lapsed = &mut lapsed => {
+            entry.report(&lapsed, link.tunnels());
+            Loss::Lapsed(lapsed.lapse)
+        }
         () = &mut unused => Loss::Shutdown,
     };
     // Known before the connection drops: that is when its tunnels are told.
@@ -61,6 +76,16 @@ async fn retire_when_unused(entry: &Entry, link: &Link) {
             Use::UnusedUntil(until) => sleep_until(until).await,
             Use::Retired => pending().await,
         }
+    }
+}
+
+impl Entry {
+    fn report(&self, lapsed: &Lapsed, tunnels: usize) {
+        let PoolKey { source, identity, peer, expect, .. } = &*self.key;
+        tracing::warn!(
+            pod = %source, %identity, %peer, peer_identity = %expect, peer_serial = lapsed.serial, streams = tunnels,
+            error = %lapsed, "a connection to a peer ends"
+        );
     }
 }
 

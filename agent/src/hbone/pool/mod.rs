@@ -2,7 +2,8 @@
 //!
 //! Tunnels share a connection only where everything that the peer could tell apart is the same ([`PoolKey`]): two pods
 //! of one identity never do. A connection takes no new tunnels, while those it has go on, once it is full, its
-//! certificate was renewed or has expired, or the peer said GOAWAY; it closes when it has been unused for a while.
+//! certificate was renewed, half of what both ends' certificates left it is over, or the peer said GOAWAY; it closes
+//! when it has been unused for a while. It ends, and its tunnels with it, when one of the certificates does.
 //! One task drives each connection, and all of them are counted.
 
 mod driver;
@@ -253,7 +254,9 @@ impl Pool {
             return Err((id, Retry::Never, ConnectError::Tls { peer, source: Arc::new(source.clone()) }));
         }
         let (retry, error) = match error {
-            RequestError::Unprocessed(error) if link.loss().is_none_or(is_peers) => (Retry::Elsewhere, error),
+            RequestError::Unprocessed(error) if link.loss().is_none_or(is_its_own) => {
+                (Retry::Elsewhere, error)
+            }
             RequestError::Unprocessed(error) | RequestError::Failed(error) => (Retry::Never, error),
             RequestError::Refused(status) => {
                 return Err((id, Retry::Never, ConnectError::Refused { peer, status }));
@@ -299,10 +302,12 @@ impl From<ConnectError> for Unplaced {
     }
 }
 
-/// Whether a connection ended for a reason of the peer's, and not by this agent's will.
-fn is_peers(loss: Loss) -> bool {
+/// Whether a connection ended for a reason that another one need not have.
+fn is_its_own(loss: Loss) -> bool {
     match loss {
-        Loss::Silent | Loss::Protocol(_) | Loss::Io(_) | Loss::Closed | Loss::Evicted => true,
+        Loss::Silent | Loss::Protocol(_) | Loss::Io(_) | Loss::Closed | Loss::Evicted | Loss::Lapsed(_) => {
+            true
+        }
         Loss::PodGone | Loss::PeerGone | Loss::Shutdown => false,
     }
 }

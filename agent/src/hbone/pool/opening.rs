@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     hbone::{ConnectError, Loss, Stage, client, link::Link},
-    identity::{Observed, Svid, TlsError},
+    identity::{Ground, Observed, Standing, Svid, TlsError, TlsFailure, Usage},
 };
 
 /// Where an attempt reports. Dropped without a report, the attempt was given up.
@@ -47,7 +47,7 @@ impl<'a> Ticket<'a> {
     /// Opens the connection, enters it in the pool, starts its task, and returns room on it for the caller.
     pub(super) async fn open<D, F>(
         mut self,
-        key: &PoolKey,
+        key: &Arc<PoolKey>,
         svid: &Arc<Svid>,
         dial: D,
         link: Arc<Link>,
@@ -66,15 +66,17 @@ impl<'a> Ticket<'a> {
             () = link.aborted() => Err(lost(key, &link)),
             opened = attempt => opened,
         };
-        let opened = opened.and_then(|(requests, connection, tls)| {
-            let ready = Ready { id: self.id, requests, svid: svid.clone(), link: link.clone(), tls };
+        let opened = opened.and_then(|Opened { requests, connection, tls, standing }| {
+            let fresh_until = standing.fresh_until();
+            let ready =
+                Ready { id: self.id, requests, svid: svid.clone(), fresh_until, link: link.clone(), tls };
             let reserved = self.pool.lock().establish(ready).ok_or_else(|| lost(key, &link))?;
-            Ok((reserved, connection))
+            Ok((reserved, connection, standing))
         });
         match opened {
-            Ok((reserved, connection)) => {
+            Ok((reserved, connection, standing)) => {
                 self.opened = true;
-                driver::spawn(self.pool, self.id, link, connection);
+                driver::spawn(self.pool, (self.id, key.clone()), link, (connection, standing));
                 self.done.send_replace(Outcome::Opened);
                 Ok(reserved)
             }
@@ -96,14 +98,15 @@ impl Drop for Ticket<'_> {
     }
 }
 
-type Opened = (
-    h2::client::SendRequest<bytes::Bytes>,
-    h2::client::Connection<driver::Transport, bytes::Bytes>,
-    crate::identity::TlsFailure,
-);
+struct Opened {
+    requests: h2::client::SendRequest<bytes::Bytes>,
+    connection: h2::client::Connection<driver::Transport, bytes::Bytes>,
+    tls: TlsFailure,
+    standing: Standing,
+}
 
 /// TCP, TLS with the expected identity, HTTP/2.
-async fn handshakes<D, F>(key: &PoolKey, svid: &Svid, dial: D) -> Result<Opened, ConnectError>
+async fn handshakes<D, F>(key: &PoolKey, svid: &Arc<Svid>, dial: D) -> Result<Opened, ConnectError>
 where
     D: FnOnce() -> F,
     F: Future<Output = io::Result<TcpStream>>,
@@ -111,6 +114,7 @@ where
     let peer = key.peer;
     let tls_error = |source: TlsError| ConnectError::Tls { peer, source: Arc::new(source) };
     let tcp = dial().await.map_err(|source| ConnectError::Dial { peer, source: Arc::new(source) })?;
+    let ground = Ground::new(svid, Usage::Server);
     // Not sent (no SNI), and not checked: the identity is.
     let name = peer.ip().into();
     let tls = TlsConnector::from(svid.client_config(&key.expect)).connect(name, tcp).await;
@@ -119,13 +123,14 @@ where
         let detail = "it did not choose h2 by ALPN".to_owned();
         return Err(ConnectError::Protocol { peer, detail });
     }
+    let standing = ground.stand(tls.get_ref().1);
     let transport = Observed::new(tls);
     let failure = transport.failure();
     let (requests, connection) = client::handshake(transport).await.map_err(|error| match failure.get() {
         Some(source) => tls_error(source.clone()),
         None => ConnectError::Lost { peer, loss: Loss::of(&error) },
     })?;
-    Ok((requests, connection, failure))
+    Ok(Opened { requests, connection, tls: failure, standing })
 }
 
 fn lost(key: &PoolKey, link: &Link) -> ConnectError {

@@ -54,6 +54,8 @@ pub(super) struct Ready {
     pub(super) id: u64,
     pub(super) requests: SendRequest<Bytes>,
     pub(super) svid: Arc<Svid>,
+    /// Until when it takes tunnels, for the sake of both ends' certificates.
+    pub(super) fresh_until: SystemTime,
     pub(super) link: Arc<Link>,
     pub(super) tls: TlsFailure,
 }
@@ -258,15 +260,15 @@ impl Slot {
 }
 
 impl Ready {
-    /// Whether new tunnels may go here: not after GOAWAY or the end of the connection, and only with the certificate
-    /// that is current.
+    /// Whether new tunnels may go here: not after GOAWAY or the end of the connection, only with the certificate that is
+    /// current, and not so late that a certificate's end might cut them short.
     fn is_usable(&mut self, current: &Arc<Svid>) -> bool {
         // h2 answers with an error here once there was a GOAWAY; it registers no waker for a handle that has no request
         // pending.
         let over =
             matches!(self.requests.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)));
         let over = over || self.link.loss().is_some();
-        !over && !is_superseded(&self.svid, current) && SystemTime::now() < self.svid.not_after()
+        !over && !is_superseded(&self.svid, current) && SystemTime::now() < self.fresh_until
     }
 
     fn has_room(&self) -> bool {

@@ -7,26 +7,26 @@ use std::{fmt, future::Future, io, path::PathBuf, pin::Pin, time::Duration};
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use tokio::sync::watch;
 
 use super::{
+    follow::FileState,
     svid::Rejected,
     trust::{Trust, TrustError},
 };
 use crate::mesh::{Identity, TrustDomain};
 
-mod files;
 mod grpc;
-mod init;
 mod issued;
 pub mod istio;
 mod local;
-#[cfg(test)]
-mod tests;
 
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
-pub use init::{InitError, Lifetimes};
 pub use issued::IssuedFacts;
-pub use local::LocalCa;
+pub use local::{
+    CaDirectory, Force, InitError, IntermediateError, IssuerFiles, Lifetimes, LocalCa, Need, NeedSource,
+    RootInfo, RootsError, WriteError, sign_request, write_new,
+};
 
 /// An authority that signs the certificates of workloads.
 pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
@@ -41,6 +41,24 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
+
+    /// Returns how reading went of the files that the authority follows.
+    fn files(&self) -> Vec<watch::Receiver<FileState>> {
+        Vec::new()
+    }
+
+    /// Returns the certificates that this authority signs with, as far as it knows them: the issuer first, then those
+    /// that vouch for it, without the root.
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        Vec::new()
+    }
+
+    /// Returns a number that changes when another issuer signs from now on: certificates that were signed before are
+    /// then renewed soon, and not only at half of their lives. One that never changes for an authority that does not
+    /// know.
+    fn generation(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
 }
 
 /// The pending answer of an authority. Boxed, so that the trait is object safe.
@@ -123,7 +141,7 @@ pub enum CaError {
         source: TrustError,
     },
     /// A trial certificate was refused: the authority's files do not belong together, or one of them is expired.
-    #[error("{}: intermediate.pem, intermediate.key and root.pem do not work together: {source}", .path.display())]
+    #[error("{}: the intermediate, its key and the roots do not work together: {source}", .path.display())]
     Unsound {
         /// The directory.
         path: PathBuf,

@@ -1,5 +1,10 @@
 //! The authority in a directory, from `init` to a handshake of two workloads.
 
+mod files;
+mod following;
+mod intermediates;
+mod roots;
+
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
@@ -30,9 +35,13 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::of("cluster.local")
+    }
+
+    fn of(trust_domain: &str) -> Self {
         let parent = TempDir::new().unwrap();
         let dir = parent.path().join("ca");
-        LocalCa::init(&dir, &domain(), Lifetimes::default()).unwrap();
+        LocalCa::init(&dir, &trust_domain.parse().unwrap(), Lifetimes::default()).unwrap();
         Self { _parent: parent, dir }
     }
 
@@ -47,6 +56,20 @@ impl Fixture {
 
 fn domain() -> TrustDomain {
     "cluster.local".parse().unwrap()
+}
+
+/// Everything in a directory, to see that nothing of it changed.
+fn contents(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    found
 }
 
 async fn svid(ca: &LocalCa, id: &str) -> Svid {
@@ -86,8 +109,8 @@ fn init_overwrites_nothing() {
     assert!(matches!(error, InitError::Exists(_)), "{error}");
 }
 
-#[test]
-fn init_takes_an_empty_directory_and_makes_missing_parents() {
+#[tokio::test]
+async fn init_takes_an_empty_directory_and_makes_missing_parents() {
     let parent = TempDir::new().unwrap();
     LocalCa::init(parent.path(), &domain(), Lifetimes::default()).unwrap();
     assert_eq!(mode(parent.path()), 0o700);
@@ -105,6 +128,21 @@ fn failed_init_leaves_nothing_behind() {
         assert!(matches!(error, InitError::Lifetime(_)), "{error}");
     }
     assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn root_key_may_be_written_elsewhere() {
+    let parent = TempDir::new().unwrap();
+    let (dir, key) = (parent.path().join("ca"), parent.path().join("offline.key"));
+    let init = |dir: &Path| LocalCa::init_with_root_key(dir, &domain(), Lifetimes::default(), &key);
+    init(&dir).unwrap();
+    assert_eq!(mode(&key), 0o600);
+    assert!(!dir.join("root.key").exists());
+    // Another authority does not take its place.
+    let before = fs::read(&key).unwrap();
+    init(&parent.path().join("other")).unwrap_err();
+    assert_eq!(fs::read(&key).unwrap(), before);
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 2, "nothing is left behind");
 }
 
 #[tokio::test]
@@ -175,8 +213,8 @@ async fn request_that_its_key_did_not_sign_is_refused() {
     assert!(matches!(error, CaError::Crypto(_)), "{error}");
 }
 
-#[test]
-fn missing_and_broken_files_are_named() {
+#[tokio::test]
+async fn missing_and_broken_files_are_named() {
     for file in ["root.pem", "intermediate.pem", "intermediate.key"] {
         let ca = Fixture::new();
         fs::write(ca.dir.join(file), "nonsense").unwrap();
@@ -188,8 +226,8 @@ fn missing_and_broken_files_are_named() {
     }
 }
 
-#[test]
-fn files_of_two_authorities_do_not_mix() {
+#[tokio::test]
+async fn files_of_two_authorities_do_not_mix() {
     let other = Fixture::new();
     let ca = Fixture::new();
     ca.copy_from(&other, "root.pem");
@@ -216,8 +254,8 @@ async fn several_roots_are_trusted_at_once() {
     assert_eq!(ca.open().trust().borrow().certificates().len(), 2);
 }
 
-#[test]
-fn nothing_prints_a_key() {
+#[tokio::test]
+async fn nothing_prints_a_key() {
     let fixture = Fixture::new();
     let key = fs::read_to_string(fixture.dir.join("intermediate.key")).unwrap();
     let key = KeyPair::from_pem(&key).unwrap();
