@@ -1,5 +1,5 @@
 //! What the agent shows of itself: health, readiness and metrics on a TCP address that anybody may ask, and what could
-//! help an attacker (`config_dump`) on a unix socket that only root can open.
+//! help an attacker (`config_dump`, `certs`) on a unix socket that only root can open.
 
 use std::{
     collections::VecDeque,
@@ -41,8 +41,13 @@ pub struct Admin {
     /// What is worth knowing, and does not decide readiness.
     pub notes: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// The configuration dump, without key material.
-    pub dump: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    pub dump: Page,
+    /// The certificates, without key material.
+    pub certificates: Page,
 }
+
+/// Something that is shown as JSON.
+pub type Page = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// Connections that may be open at once on each of the two listeners.
 const MAX_CONNECTIONS: usize = 64;
@@ -58,9 +63,11 @@ impl Admin {
 
     /// Serves everything, on a socket for root alone.
     pub async fn serve_private(self: Arc<Self>, listener: UnixListener) {
-        let app =
-            self.clone().public().merge(Router::new().route("/config_dump", get(dump)).with_state(self));
-        serve(app, listener).await;
+        let private = Router::new()
+            .route("/config_dump", get(dump))
+            .route("/certs", get(certificates))
+            .with_state(self.clone());
+        serve(self.public().merge(private), listener).await;
     }
 
     fn public(self: Arc<Self>) -> Router {
@@ -155,5 +162,14 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn dump(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    Json((admin.dump)())
+    page(move || (admin.dump)()).await
+}
+
+async fn certificates(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    page(move || (admin.certificates)()).await
+}
+
+/// Makes a page on a thread that may compute: the chains of thousands of certificates are verified for it.
+async fn page(make: impl FnOnce() -> serde_json::Value + Send + 'static) -> impl IntoResponse {
+    tokio::task::spawn_blocking(make).await.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }

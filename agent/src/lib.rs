@@ -55,7 +55,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     revocation.register(&mut registry);
     let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
+    identity::CertificateMetrics::register(&mut registry, svids.clone());
     let pool = Pool::new(hbone::PoolConfig::default());
+    pool.handshakes().register(&mut registry);
 
     // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
     let capture = Arc::new(Capture::load(&capture::Config {

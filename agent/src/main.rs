@@ -7,7 +7,7 @@ use culvert::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("culvert: {error:#}");
             ExitCode::FAILURE

@@ -1,11 +1,8 @@
 //! Gathers what the components say of themselves into the admin pages: readiness, metrics, and the dump.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::SystemTime,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use prometheus_client::{
@@ -14,6 +11,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::watch};
 
@@ -23,10 +21,20 @@ use crate::{
     control::Problem,
     enroll::Status,
     hbone::Pool,
-    identity::{SvidStatus, SvidStore},
+    identity::{Inventory, SvidStore},
     mesh::{Snapshot, TrustDomain},
     shutdown::Shutdown,
 };
+
+/// What `/certs` answers, for `culvert certs`.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Certificates {
+    pub(crate) node: String,
+    pub(crate) trust_domain: String,
+    #[serde(flatten)]
+    pub(crate) inventory: Inventory,
+}
 
 /// Where the agent is in its life.
 #[derive(Clone, Debug)]
@@ -99,7 +107,16 @@ impl Sources {
                 .chain(conflicts.iter().map(ToString::to_string))
                 .collect()
         });
-        Admin { registry, checks, notes, dump: Box::new(move || self.dump()) }
+        let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());
+        let svids = self.svids.clone();
+        let certificates = Box::new(move || {
+            json!(Certificates {
+                node: node.clone(),
+                trust_domain: trust_domain.as_str().to_owned(),
+                inventory: Inventory::of(&svids),
+            })
+        });
+        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates }
     }
 
     /// Everything the agent knows, without key material.
@@ -110,7 +127,7 @@ impl Sources {
             "node": self.state.node,
             "trustDomain": self.state.trust_domain.as_str(),
             "pods": self.pods.pods(),
-            "certificates": self.svids.snapshot().iter().map(certificate).collect::<Vec<_>>(),
+            "certificates": Inventory::of(&self.svids).certificates,
             "workloads": mesh.workloads().iter().map(|w| json!({
                 "namespace": &*w.namespace, "name": &*w.name, "uid": &*w.uid, "node": &*w.node,
                 "addresses": w.addresses, "identity": w.identity.to_string(),
@@ -200,16 +217,4 @@ impl Collector for Gauges {
         }
         Ok(())
     }
-}
-
-fn certificate(status: &SvidStatus) -> Value {
-    let time = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
-    json!({
-        "identity": status.identity.to_string(),
-        "serial": status.svid.as_ref().map(|svid| svid.serial().to_owned()),
-        "notBefore": status.svid.as_ref().map(|svid| time(svid.not_before())),
-        "notAfter": status.svid.as_ref().map(|svid| time(svid.not_after())),
-        "renewAt": status.renew_at.map(time),
-        "error": status.error.as_ref().map(ToString::to_string),
-    })
 }

@@ -18,7 +18,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 from h2.connection import ConnectionInputs, ConnectionState, H2ConnectionStateMachine
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 
 PORT = 15008
 
@@ -31,9 +31,33 @@ for state in (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN):
     for goaway in (ConnectionInputs.RECV_GOAWAY, ConnectionInputs.SEND_GOAWAY):
         H2ConnectionStateMachine._transitions[(state, goaway)] = (None, state)
 
-# hbone.md: what ztunnel says.
-WINDOW = 4 << 20
-STREAMS = 200
+# What ztunnel says, as client and as server, and nothing else (docs/protocol.md).
+CONNECTION_WINDOW = 16 << 20
+SETTINGS = {
+    True: {
+        SettingCodes.ENABLE_PUSH: 0,
+        SettingCodes.INITIAL_WINDOW_SIZE: 4 << 20,
+        SettingCodes.MAX_FRAME_SIZE: 1 << 20,
+        SettingCodes.MAX_HEADER_LIST_SIZE: 16 << 10,
+    },
+    False: {
+        SettingCodes.MAX_CONCURRENT_STREAMS: 200,
+        SettingCodes.INITIAL_WINDOW_SIZE: 4 << 20,
+        SettingCodes.MAX_FRAME_SIZE: 1 << 20,
+        SettingCodes.MAX_HEADER_LIST_SIZE: 64 << 10,
+    },
+}
+
+
+class Ztunnel(Settings):
+    """hyper-h2 sends all that it knows otherwise, its defaults included."""
+
+    def __init__(self, client):
+        super().__init__(client, SETTINGS[client])
+        self.said = SETTINGS[client]
+
+    def items(self):
+        return self.said.items()
 
 
 def say(what, **more):
@@ -77,6 +101,8 @@ class Hbone(asyncio.Protocol):
     def __init__(self, connection, client):
         self.connection = connection
         self.http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=client, **LENIENT))
+        self.http.local_settings = Ztunnel(client)
+        self.http.max_inbound_frame_size = self.http.local_settings.max_frame_size
         self.transport = None
         # Per stream: bytes to be sent, whether END_STREAM follows, what came.
         self.waiting = {}
@@ -103,10 +129,8 @@ class Hbone(asyncio.Protocol):
     def begin(self):
         """Says the first words of HTTP/2."""
         self.http.initiate_connection()
-        self.http.update_settings(
-            {SettingCodes.INITIAL_WINDOW_SIZE: WINDOW, SettingCodes.MAX_CONCURRENT_STREAMS: STREAMS}
-        )
-        self.http.increment_flow_control_window(4 * WINDOW)
+        # RFC 9113 6.9.2: it begins with 65,535.
+        self.http.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
         self.flush()
 
     def data_received(self, data):
@@ -158,6 +182,9 @@ class Hbone(asyncio.Protocol):
 
     def ended(self, stream):
         """The peer has ended its direction."""
+
+    def sent(self, stream):
+        """This direction's END_STREAM has been sent."""
 
     def received(self, stream, data):
         came = self.came.setdefault(stream, [0, hashlib.sha256(), b""])
@@ -225,7 +252,8 @@ class Hbone(asyncio.Protocol):
                     self.http.end_stream(stream)
                 except h2.exceptions.ProtocolError:
                     # The stream was reset meanwhile.
-                    pass
+                    continue
+                self.sent(stream)
         self.flush()
 
     def flush(self):

@@ -3,6 +3,8 @@
 Commands: {"do": "behave", "as": …} for requests, and connections, that come from now on:
 
     echo       200, and every byte back, each half closed after the other
+    answer     200, "bytes" bytes, the end, and RST_STREAM: what ztunnel does when its application has answered, ended
+               and closed, and the client still sends
     status     answer with "status" and end
     silent     never answer
     reset      RST_STREAM instead of an answer
@@ -24,6 +26,13 @@ import h2.errors
 
 from hbone import PORT, Hbone, commands, say, trust
 
+# What ztunnel adds to 200, and what it says after a complete answer to a request that has not ended (RFC 9113 8.1).
+BAGGAGE = (
+    "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=server,service.name=server,"
+    "service.version=v1"
+)
+NO_MORE = h2.errors.ErrorCodes.NO_ERROR
+
 connections = {}
 behaviour = {"as": "echo"}
 
@@ -42,11 +51,15 @@ class Server(Hbone):
 
     def requested(self, stream):
         match behaviour["as"]:
-            case "echo" | "hold":
-                self.http.send_headers(stream, [(":status", "200")])
+            case "echo" | "hold" | "answer":
+                self.http.send_headers(stream, [(":status", "200"), ("baggage", BAGGAGE)])
                 self.open.add(stream)
+                if behaviour["as"] == "answer":
+                    self.send(stream, b"a" * behaviour["bytes"])
+                    self.end(stream)
             case "status":
                 self.http.send_headers(stream, [(":status", str(behaviour["status"]))], end_stream=True)
+                self.http.reset_stream(stream, NO_MORE)
             case "reset":
                 self.http.reset_stream(stream, h2.errors.ErrorCodes.INTERNAL_ERROR)
             case "refuse":
@@ -67,6 +80,12 @@ class Server(Hbone):
     def ended(self, stream):
         if behaviour["as"] == "echo":
             self.end(stream)
+
+    def sent(self, stream):
+        if behaviour["as"] == "answer":
+            self.http.reset_stream(stream, NO_MORE)
+            # Its answer says that the agent has seen all of this.
+            self.ping()
 
     def reset_all(self):
         for stream in self.open:

@@ -42,6 +42,7 @@ pub struct AgentBuilder {
     env: Vec<(String, String)>,
     binary: Option<PathBuf>,
     manifests: Option<PathBuf>,
+    ca: Option<PathBuf>,
     authority: Option<Vec<OsString>>,
 }
 
@@ -64,15 +65,8 @@ struct Files {
 impl AgentBuilder {
     pub(crate) fn new(shared: Arc<Shared>, node: &str) -> Self {
         let node = node.to_owned();
-        Self {
-            shared,
-            node,
-            args: Vec::new(),
-            env: Vec::new(),
-            binary: None,
-            manifests: None,
-            authority: None,
-        }
+        let (args, env) = (Vec::new(), Vec::new());
+        Self { shared, node, args, env, binary: None, manifests: None, ca: None, authority: None }
     }
 
     /// One more argument.
@@ -101,23 +95,23 @@ impl AgentBuilder {
 
     /// Another certificate authority than the mesh's.
     pub fn ca_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.authority = Some(vec!["--ca-dir".into(), directory.into().into()]);
+        self.ca = Some(directory.into());
         self
     }
 
-    /// Another kind of certificate authority than the mesh's, by the options that name it.
-    pub fn authority(mut self, options: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        self.authority = Some(options.into_iter().map(Into::into).collect());
+    /// The arguments that name another authority than a directory.
+    pub fn authority(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.authority = Some(args.into_iter().map(Into::into).collect());
         self
     }
 
     /// Starts it; [`Agent::wait_ready`] waits until it serves.
     pub fn start(self) -> Result<Agent> {
-        let Self { shared, node: name, args: more, env, binary, manifests, authority } = self;
+        let Self { shared, node: name, args: more, env, binary, manifests, ca, authority } = self;
         let node = shared.node(&name)?;
         let authority = match authority {
             Some(authority) => authority,
-            None => vec!["--ca-dir".into(), ensure_ca(&shared)?.into()],
+            None => vec!["--ca-dir".into(), ca.map_or_else(|| ensure_ca(&shared), Ok)?.into()],
         };
         let manifests = manifests.unwrap_or_else(|| shared.manifests.directory().to_owned());
         let files = Files {

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, ServiceBuilder, agent,
+    AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, ServiceBuilder, agent, certificate,
     files::Manifests,
     interrupt,
     ip::batch,
@@ -103,6 +103,11 @@ impl Mesh {
     /// A certificate for `identity` by the authority in the directory `ca`, to be issued.
     pub fn certificate(&self, ca: &Path, identity: &str) -> CertificateBuilder {
         CertificateBuilder::new(Arc::clone(&self.shared), ca, identity)
+    }
+
+    /// A revocation list in PEM, by the authority in the directory `ca`, of certificates by their serial numbers.
+    pub fn revocation_list(&self, ca: &Path, serials: &[String]) -> Result<Vec<u8>> {
+        certificate::revocation_list(&self.shared, ca, serials)
     }
 
     /// A node by its name.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::{command, layout, setup, tidy};
+use crate::{alerts, command, layout, setup, tidy};
 
 /// A check and its name.
 type Check = (&'static str, fn() -> Result<()>);
@@ -14,6 +14,7 @@ const CHECKS: &[Check] = &[
     ("tidy", tidy::run),
     ("clippy", clippy),
     ("clippy for eBPF", clippy_ebpf),
+    ("alerts", alerts::check),
     ("dependencies", dependencies),
     ("advisories", advisories),
 ];

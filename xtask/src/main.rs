@@ -3,8 +3,10 @@
 //! One file a task. This crate depends on neither `culvert` nor `agent-ebpf`, so that it also runs where those do not
 //! compile yet: on a bare machine it is what installs the tools to build them.
 
+mod alerts;
 mod build;
 mod command;
+mod debian;
 mod demo;
 mod layout;
 mod lint;
@@ -34,7 +36,7 @@ enum Task {
     Demo(demo::Options),
     /// Check the rules of the house: imports, module headers, leftovers
     Tidy,
-    /// Check formatting, clippy, dependencies' licences and advisories, and `tidy`
+    /// Check formatting, clippy, the alerts, dependencies' licences and advisories, and `tidy`
     Lint,
     /// Run everything that a change must pass; `.ci/run` is this and nothing else
     Test(test::Options),

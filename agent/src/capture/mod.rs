@@ -41,7 +41,7 @@ pub use dial::Dialler;
 pub use error::Error;
 pub use netns::NetNs;
 pub use pod::PodCapture;
-pub use socket::{end_cleanly, reset_on_close};
+pub use socket::{end_cleanly, is_delivered, reset_on_close};
 pub use stats::Stats;
 
 use crate::mesh::Destination;

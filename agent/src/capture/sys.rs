@@ -133,3 +133,12 @@ pub(super) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Returns how many bytes the peer of a TCP socket has not acknowledged yet, its FIN counted as one (`SIOCOUTQ`).
+pub(super) fn unacknowledged(socket: impl AsFd) -> io::Result<libc::c_int> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int. TIOCOUTQ and SIOCOUTQ are one number (tcp(7)).
+    let result =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, ptr::from_mut(&mut bytes)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
+}

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::AuthorityArgs;
-use crate::proxy::AccessLogFormat;
+use crate::{identity::keep_memory_private, proxy::AccessLogFormat};
 
 /// Run the agent of a node
 ///
@@ -105,6 +105,8 @@ pub enum LogFormat {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
+    // Before there is a key.
+    keep_memory_private().context("forbidding core dumps")?;
     start_log(&args.log, args.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

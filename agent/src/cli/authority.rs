@@ -6,15 +6,17 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use rustls::pki_types::ServerName;
 
+use super::vault::VaultArgs;
 use crate::{
-    identity::{CertificateAuthority, GrpcCa, GrpcConfig, IssuerFiles, LocalCa, ca::CaAddress},
+    identity::{CertificateAuthority, GrpcCa, GrpcConfig, IssuerFiles, LocalCa, VaultCa, ca::CaAddress},
     mesh::TrustDomain,
 };
 
 /// The authority that signs the workloads' certificates: exactly one.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Certificate authority")]
-#[command(group = ArgGroup::new("authority").required(true).multiple(false).args(["ca_dir", "issuer_cert", "ca_address"]))]
+#[command(group = ArgGroup::new("authority").required(true).multiple(false)
+    .args(["ca_dir", "issuer_cert", "ca_address", "vault_address"]))]
 #[group(skip)]
 pub struct AuthorityArgs {
     /// A directory that `culvert ca init` made. Its root key is not needed here.
@@ -61,6 +63,10 @@ pub struct AuthorityArgs {
     /// [default: cluster.local].
     #[arg(long, env = "CULVERT_TRUST_DOMAIN", value_name = "NAME")]
     pub trust_domain: Option<TrustDomain>,
+
+    /// HashiCorp Vault or OpenBao.
+    #[command(flatten)]
+    pub vault: VaultArgs,
 }
 
 /// An authority, the trust domain that it signs for, and the authority once more where its key is here.
@@ -86,6 +92,10 @@ impl AuthorityArgs {
     pub(crate) fn open_with_key(&self, lifetime: Duration) -> anyhow::Result<Opened> {
         if let Some(address) = &self.ca_address {
             let (ca, trust_domain) = self.open_grpc(address, lifetime)?;
+            return Ok((ca, trust_domain, None));
+        }
+        if self.vault.vault_address.is_some() {
+            let (ca, trust_domain) = self.open_vault(lifetime)?;
             return Ok((ca, trust_domain, None));
         }
         let ca = self.open_local()?.with_lifetime(lifetime);
@@ -129,6 +139,14 @@ impl AuthorityArgs {
         };
         let ca = GrpcCa::new(config).with_context(|| format!("the certificate authority {address}"))?;
         Ok((Arc::new(ca), self.trust_domain.clone().unwrap_or_else(default_trust_domain)))
+    }
+
+    fn open_vault(&self, lifetime: Duration) -> anyhow::Result<(Arc<dyn CertificateAuthority>, TrustDomain)> {
+        let trust_domain = self.trust_domain.clone().unwrap_or_else(default_trust_domain);
+        let config = self.vault.config(self.ca_roots.clone(), trust_domain.clone(), lifetime)?;
+        let address = config.address.clone();
+        let ca = VaultCa::open(config).with_context(|| format!("the certificate authority {address}"))?;
+        Ok((Arc::new(ca), trust_domain))
     }
 }
 

@@ -3,9 +3,13 @@
 mod agent;
 mod authority;
 mod ca;
-mod ca_serve;
+mod certs;
 mod cleanup;
+mod socket;
 mod status;
+mod vault;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -26,6 +30,8 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Make and keep the authority that signs the workloads' certificates.
     Ca(ca::CaArgs),
+    /// Show the certificates of this node, or explain a file of certificates.
+    Certs(certs::CertsArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -33,16 +39,18 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the subcommand.
+    /// Runs the subcommand, and returns what the process ends with.
     ///
     /// # Errors
     /// Whatever the subcommand could not do, said for the person who typed it.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Agent(args) => agent::run(*args),
             Command::Ca(args) => ca::run(args),
+            Command::Certs(args) => return certs::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

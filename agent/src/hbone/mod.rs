@@ -20,6 +20,7 @@
 
 mod client;
 mod error;
+mod handshakes;
 mod keepalive;
 mod link;
 mod pool;
@@ -30,6 +31,7 @@ mod tests;
 mod tunnel;
 
 pub use error::{ConnectError, Loss, ServeError, Stage, TunnelError};
+pub use handshakes::Handshakes;
 pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};
 pub use request::ConnectRequest;
 pub use server::{HANDSHAKE, Incoming, MAX_STREAMS, ServerConnection, accept};

@@ -1,11 +1,16 @@
 //! One CONNECT stream, as either side sees it: bytes each way, half-close, reset.
 //!
 //! Half-close is END_STREAM and nothing else. A tunnel whose connection ends without it is an error to whoever reads,
-//! for a peer that was killed must never look like a file that is complete.
+//! for a peer that was killed must never look like a file that is complete. One that came stays good, whatever comes
+//! after it: RST_STREAM then only says that the peer takes nothing more (RFC 9113 §8.1).
 
 use std::{
-    future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::VecDeque,
+    future::{pending, poll_fn},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -28,29 +33,34 @@ pub struct TunnelSender {
     ended: bool,
 }
 
-/// The half that receives. Dropped before the end of the stream was read, it resets the tunnel.
+/// The half that receives. Dropped before the end of the stream was read, it resets the tunnel, but not before what the
+/// other half has finished with is sent.
 #[derive(Debug)]
 pub struct TunnelReceiver {
     stream: Arc<Stream>,
     body: RecvStream,
     /// Bytes that were handed out and not yet given back to the peer's window.
     held: usize,
-    ended: bool,
+    /// What had come when the tunnel ended and was not received yet, and how it ended; no more than the window.
+    rest: VecDeque<Bytes>,
+    end: Option<Result<(), TunnelError>>,
 }
 
 /// What both halves need: either may have to reset the stream, and both keep the connection in use.
 #[derive(Debug)]
 struct Stream {
     send: Mutex<SendStream<Bytes>>,
+    /// The sender has finished.
+    finished: AtomicBool,
     lease: Lease,
 }
 
 impl Tunnel {
     pub(super) fn new(send: SendStream<Bytes>, body: RecvStream, lease: Lease) -> Self {
-        let stream = Arc::new(Stream { send: Mutex::new(send), lease });
+        let stream = Arc::new(Stream { send: Mutex::new(send), finished: AtomicBool::new(false), lease });
         Self {
             sender: TunnelSender { stream: stream.clone(), ended: false },
-            receiver: TunnelReceiver { stream, body, held: 0, ended: false },
+            receiver: TunnelReceiver { stream, body, held: 0, rest: VecDeque::new(), end: None },
         }
     }
 
@@ -83,6 +93,7 @@ impl TunnelSender {
     /// Ends this direction cleanly: END_STREAM follows what was sent.
     pub fn finish(mut self) {
         self.ended = true;
+        self.stream.finished.store(true, Relaxed);
         // It fails only on a tunnel that was reset or lost, and whoever receives learns of that.
         let _ = self.stream.lock().send_data(Bytes::new(), true);
     }
@@ -115,33 +126,59 @@ impl TunnelReceiver {
     /// # Errors
     /// Where the tunnel was reset or lost; the error is the last item.
     pub async fn recv(&mut self) -> Option<Result<Bytes, TunnelError>> {
+        self.give_back();
+        let next = match self.rest.pop_front() {
+            Some(data) => Some(Ok(data)),
+            None => poll_fn(|cx| self.poll_data(cx)).await,
+        };
+        match &next {
+            Some(Ok(data)) => self.held = data.len(),
+            // The error was told.
+            Some(Err(_)) | None => self.end = Some(Ok(())),
+        }
+        next
+    }
+
+    /// Waits until the tunnel is reset or lost, also while there are bytes that were not received yet; for ever where the
+    /// peer's direction ends cleanly, for that is what counts for whoever receives. May be cancelled and called again.
+    ///
+    /// Must be called by the task that uses the tunnel's other half: only the last caller is woken.
+    pub async fn closed(&mut self) -> TunnelError {
+        if self.end.is_none() {
+            let error = poll_fn(|cx| self.stream.poll_closed(cx)).await;
+            self.end = Some(poll_fn(|cx| Poll::Ready(self.take_rest(cx, error))).await);
+        }
+        match self.end {
+            Some(Err(error)) => error,
+            _ => pending().await,
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, TunnelError>>> {
+        if let Some(end) = self.end {
+            return Poll::Ready(end.err().map(Err));
+        }
         loop {
-            if self.ended {
-                return None;
-            }
-            self.give_back();
-            match poll_fn(|cx| self.body.poll_data(cx)).await {
+            match ready!(self.body.poll_data(cx)) {
                 // END_STREAM may travel on an empty frame of its own.
                 Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    self.held = data.len();
-                    return Some(Ok(data));
-                }
-                Some(Err(error)) => {
-                    self.ended = true;
-                    return Some(Err(self.stream.explain(&error)));
-                }
-                None => self.ended = true,
+                Some(Ok(data)) => return Poll::Ready(Some(Ok(data))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(self.stream.explain(&error)))),
+                None => return Poll::Ready(None),
             }
         }
     }
 
-    /// Waits until the tunnel is reset or lost, also while there are bytes that were not received yet; for ever where it
-    /// ends cleanly. May be cancelled and called again.
-    ///
-    /// Must be called by the task that uses the tunnel's other half: only the last caller is woken.
-    pub async fn closed(&mut self) -> TunnelError {
-        poll_fn(|cx| self.stream.poll_closed(cx)).await
+    /// Takes what came before the tunnel was `closed`, which alone tells whether END_STREAM was the last of it.
+    fn take_rest(&mut self, cx: &mut Context<'_>, closed: TunnelError) -> Result<(), TunnelError> {
+        loop {
+            match self.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => self.rest.push_back(data),
+                Poll::Ready(Some(Err(error))) => return Err(error),
+                Poll::Ready(None) => return Ok(()),
+                Poll::Pending => return Err(closed),
+            }
+        }
     }
 
     fn give_back(&mut self) {
@@ -155,7 +192,9 @@ impl TunnelReceiver {
 
 impl Drop for TunnelReceiver {
     fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
+        // Where the other half has finished, h2 itself resets the stream once all of that is sent; a reset by hand would
+        // overtake it.
+        if self.end.is_none() && !self.body.is_end_stream() && !self.stream.finished.load(Relaxed) {
             self.stream.reset();
         }
     }

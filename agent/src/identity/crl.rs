@@ -134,6 +134,11 @@ impl Crl {
         self.is_named(other.list.issuer())
     }
 
+    /// Whether another is the very same list.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.tbs, &self.signature) == (&other.tbs, &other.signature)
+    }
+
     /// Whether this key signed it. Key usage is not asked for (RFC 5280 §6.3.3 would): whoever signs with an
     /// authority's key could sign certificates too, and a revocation is the safe side.
     pub(super) fn is_signed_by(&self, spki: &[u8]) -> bool {

@@ -7,7 +7,7 @@ use std::{
     fmt, fs,
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -52,6 +52,7 @@ impl<T: Send + Sync + 'static> Followed<T> {
         let (sender, value) = watch::channel(Arc::new(read()?));
         let state = FileState { what, paths, loaded_at: Some(SystemTime::now()), ..FileState::default() };
         let (states, state) = watch::channel(state);
+        FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner).push(state.clone());
         let task = tokio::spawn(follow(seen, Arc::new(read), sender, states));
         Ok(Self { value, state, _task: Arc::new(Task(task.abort_handle())) })
     }
@@ -83,6 +84,19 @@ impl<T> fmt::Debug for Followed<T> {
         f.debug_tuple("Followed").field(&*self.state.borrow()).finish()
     }
 }
+
+/// Returns how reading went for all files that this process follows now, ordered by what they are. Every [`Followed`] is
+/// among them by itself: a file that somebody forgets to report would be outdated without anybody's knowing.
+pub fn followed() -> Vec<FileState> {
+    let mut all = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    // The sender goes with the task, and that with the last clone of what it reads for.
+    all.retain(|state| state.has_changed().is_ok());
+    let mut states: Vec<_> = all.iter().map(|state| state.borrow().clone()).collect();
+    states.sort_by(|a, b| (a.what, &a.paths).cmp(&(b.what, &b.paths)));
+    states
+}
+
+static FOLLOWED: Mutex<Vec<watch::Receiver<FileState>>> = Mutex::new(Vec::new());
 
 struct Task(AbortHandle);
 
@@ -238,6 +252,25 @@ mod tests {
         std::os::unix::fs::symlink("b", &new).unwrap();
         fs::rename(new, data).unwrap();
         until(&followed, |followed| *followed.get() == 2).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_is_among_those_that_are_followed_until_nobody_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("number");
+        fs::write(&path, "1").unwrap();
+        let read = path.clone();
+        let numbers = Followed::start("number", vec![path.clone()], move || number(&read)).unwrap();
+        let is_followed = || followed().iter().any(|state| state.paths == [path.clone()]);
+        assert!(is_followed());
+        drop(numbers);
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while is_followed() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the file is forgotten");
     }
 
     #[tokio::test]

@@ -16,12 +16,22 @@ use zeroize::Zeroizing;
 
 use super::{
     ca::{CaError, CertificateAuthority, Csr},
+    queue::Queue,
     standing::CLOCK_CHECK,
     store::{Counters, SvidError},
     svid::Svid,
-    trust::Trust,
+    trust::{Trust, changed},
 };
 use crate::mesh::Identity;
+
+/// What all keepers of a store share.
+pub(super) struct Issuance {
+    pub(super) ca: Arc<dyn CertificateAuthority>,
+    /// Whom certificates and their peers are judged by.
+    pub(super) trust: Trust,
+    pub(super) counters: Counters,
+    pub(super) queue: Queue,
+}
 
 /// The certificate of one identity, kept fresh by a task that ends when this is dropped.
 pub(super) struct Keeper {
@@ -43,17 +53,19 @@ pub(super) struct State {
     pub(super) failures: u32,
 }
 
+impl State {
+    /// Whether the first attempt is over.
+    pub(super) fn is_known(&self) -> bool {
+        self.svid.is_some() || self.error.is_some()
+    }
+}
+
 impl Keeper {
     /// Starts the task.
-    pub(super) fn start(
-        identity: Identity,
-        authority: (Arc<dyn CertificateAuthority>, Trust),
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn start(identity: Identity, issuance: Arc<Issuance>) -> Self {
         let (sender, state) = watch::channel(State::default());
         let wake = Arc::new(Notify::new());
-        let task =
-            tokio::spawn(keep(identity, authority, counters, sender, Arc::clone(&wake))).abort_handle();
+        let task = tokio::spawn(keep(identity, issuance, sender, Arc::clone(&wake))).abort_handle();
         Self { state, wake, task }
     }
 
@@ -62,10 +74,26 @@ impl Keeper {
         self.state.clone()
     }
 
-    /// Makes a resting task look at the clock at once: its certificate turned out to be expired, so time has passed
-    /// that it did not see, such as while the machine slept.
+    /// Says that somebody waits for the certificate. A task that waits for its turn passes those that nobody waits for.
+    /// One that rests looks at the clock at once: its certificate turned out to be expired, so time has passed that it
+    /// did not see, such as while the machine slept.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
+    }
+}
+
+/// Which certificate an identity is to get.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attempt {
+    /// Its first.
+    Issuance,
+    /// One in place of another.
+    Renewal,
+}
+
+impl Attempt {
+    fn of(state: &State) -> Self {
+        if state.svid.is_some() { Self::Renewal } else { Self::Issuance }
     }
 }
 
@@ -75,20 +103,21 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(
-    identity: Identity,
-    (ca, trust): (Arc<dyn CertificateAuthority>, Trust),
-    counters: Arc<Counters>,
-    state: watch::Sender<State>,
-    wake: Arc<Notify>,
-) {
-    let mut generation = ca.generation();
+async fn keep(identity: Identity, issuance: Arc<Issuance>, state: watch::Sender<State>, wake: Arc<Notify>) {
+    let mut generation = issuance.ca.generation();
     loop {
         // Before the request, so that a change during it is not missed.
         generation.mark_unchanged();
-        match obtain(&identity, &*ca, trust.clone()).await {
+        let attempt = Attempt::of(&state.borrow());
+        let mut trust = issuance.trust.clone();
+        trust.mark_unchanged();
+        let obtained = {
+            let _turn = issuance.queue.turn(&wake).await;
+            obtain(&identity, &*issuance.ca, issuance.trust.clone()).await
+        };
+        match obtained {
             Ok(svid) => {
-                counters.issued();
+                issuance.counters.issued(attempt);
                 let svid = Arc::new(svid);
                 let renew_at = renewal(&svid, SystemTime::now(), rand::rng().random_range(0.0..JITTER));
                 tracing::info!(%identity, serial = svid.serial(), not_after = %rfc3339(svid.not_after()), "certificate issued");
@@ -98,17 +127,17 @@ async fn keep(
                     ..State::default()
                 });
                 tokio::select! {
-                    () = rest(&svid, renew_at, &wake) => continue,
+                    () = rest(&svid, renew_at, &wake, &mut trust) => continue,
                     () = reissued(&mut generation) => {}
                 }
                 let soon = replacement(&svid, SystemTime::now(), rand::rng().random_range(0.0..1.0));
                 let renew_at = renew_at.min(soon);
                 tracing::info!(%identity, renew_at = %rfc3339(renew_at), "another issuer signs from now on: the certificate is renewed soon");
                 state.send_modify(|state| state.renew_at = Some(renew_at));
-                rest(&svid, renew_at, &wake).await;
+                rest(&svid, renew_at, &wake, &mut trust).await;
             }
             Err(error) => {
-                counters.failed(&error);
+                issuance.counters.failed(attempt, &error);
                 let failures = state.borrow().failures.saturating_add(1);
                 let pause = back_off(failures, rand::rng().random_range(0.5..1.0));
                 tracing::warn!(%identity, %error, failures, retry_in = %humantime::format_duration(whole(pause)), "no certificate");
@@ -136,13 +165,21 @@ async fn obtain(identity: &Identity, ca: &dyn CertificateAuthority, trust: Trust
         .map_err(|source| SvidError::Rejected { identity: identity.clone(), source })
 }
 
-/// Waits until the certificate is due for renewal by the wall clock. The runtime's clock stands still while the machine
-/// sleeps, and the wall clock can be set: so no wait is longer than [`CLOCK_CHECK`].
-async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify) {
+/// Waits until the certificate is due for renewal by the wall clock, or is trusted no more: its root was removed, or an
+/// authority in its chain revoked. The runtime's clock stands still while the machine sleeps, and the wall clock can be
+/// set: so no wait is longer than [`CLOCK_CHECK`].
+async fn rest(svid: &Svid, renew_at: SystemTime, wake: &Notify, trust: &mut Trust) {
     while let Some(left) = until_due(svid, renew_at, SystemTime::now()) {
         tokio::select! {
             () = sleep(left.min(CLOCK_CHECK)) => {}
             () = wake.notified() => {}
+            () = changed(trust) => if let Err(error) = svid.check() {
+                let identity = svid.identity();
+                tracing::warn!(
+                    %identity, serial = svid.serial(), %error, "the certificate is no longer trusted: it is renewed"
+                );
+                return;
+            }
         }
     }
 }
@@ -179,7 +216,7 @@ fn renewal(svid: &Svid, now: SystemTime, jitter: f64) -> SystemTime {
 }
 
 /// How long to wait after a number of failures in a row: twice as long each time, times `spread`.
-fn back_off(failures: u32, spread: f64) -> Duration {
+pub(super) fn back_off(failures: u32, spread: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(MAX_RETRY).mul_f64(spread)
 }

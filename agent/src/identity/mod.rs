@@ -9,21 +9,31 @@
 //!                                                                             │ checked as a peer would check it
 //! hbone ◄── client_config(expected), server_config() ◄── Svid ◄───────────────┘
 //!                     │ each handshake
-//!                     └──► TrustBundle (chain, usage, validity), then exactly one SPIFFE ID, then whose it is
+//!                     └──► TrustBundle (chain, usage, validity, revocation), then exactly one SPIFFE ID, then whose it is
+//!                                   ▲
+//! Standing: each open connection ───┘ when the trust changes; and the clock, for what expires
 //! ```
 //!
 //! What is wiped from memory, and what is not: a workload's key as PKCS#8 is wiped as soon as rustls has it, and
 //! rustls' own copy when the last configuration that uses it goes (AWS-LC cleans what it frees); the intermediate's
 //! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
-//! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out.
+//! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out. None of it gets
+//! into a core dump: [`keep_memory_private`].
 
+mod at;
 pub mod ca;
+mod certificate;
 mod crl;
 mod fingerprint;
 mod follow;
+mod inspect;
+mod inventory;
 mod keeper;
 mod key;
+mod metrics;
 mod observed;
+mod privacy;
+mod queue;
 mod revocation;
 mod spiffe;
 mod standing;
@@ -37,18 +47,28 @@ mod verify;
 #[cfg(test)]
 mod handshake_tests;
 #[cfg(test)]
+mod openssl_tests;
+#[cfg(test)]
+mod revocation_tests;
+#[cfg(test)]
 mod store_tests;
 #[cfg(test)]
 mod testing;
 
-pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, IssuerFiles, LocalCa};
+pub use at::{At, span};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, IssuerFiles, LocalCa, VaultCa};
+pub use certificate::CertificateFacts;
 pub use crl::CrlError;
 pub use fingerprint::Fingerprint;
-pub use follow::{FileState, Followed};
+pub use follow::{FileState, Followed, followed};
+pub use inspect::{Section, Unreadable, inspect};
+pub use inventory::{FollowedFile, Held, HeldState, Inventory, RevocationList, RootName};
 pub use key::WeakKey;
+pub use metrics::CertificateMetrics;
 pub use observed::{Observed, TlsFailure};
+pub use privacy::keep_memory_private;
 pub use revocation::Revocation;
-pub use spiffe::IdentityRefusal;
+pub use spiffe::{IdentityRefusal, identity_of};
 pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};

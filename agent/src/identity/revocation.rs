@@ -133,30 +133,27 @@ impl Composer {
     fn lists(&mut self) -> Vec<Arc<Crl>> {
         let content = Arc::clone(&self.content.borrow_and_update());
         let before = std::mem::take(&mut self.known);
-        for list in content.lists.iter().filter(|list| !list.is_verified()) {
+        // A file that is read again may hold what it held.
+        let known = |list: &Arc<Crl>| {
+            let same = before.iter().find(|known| known.list.is_same(list));
+            Arc::clone(same.map_or(list, |known| &known.list))
+        };
+        let lists: Vec<_> = content.lists.iter().map(known).collect();
+        for list in lists.iter().filter(|list| !list.is_verified()) {
             self.find_signer(list, &content, &before);
         }
-        let replaced = |old: &Known| {
-            let lists = &content.lists;
-            old.list.is_verified()
-                && !lists.iter().any(|list| Arc::ptr_eq(list, &old.list))
-                && lists.iter().any(|list| list.shares_issuer(&old.list) && !list.is_verified())
-        };
-        let (current, older): (Vec<_>, Vec<_>) = before
-            .into_iter()
-            .partition(|known| content.lists.iter().any(|list| Arc::ptr_eq(list, &known.list)));
-        let mut current = current.into_iter().map(Some).collect::<Vec<_>>();
-        for list in &content.lists {
-            let known = current
-                .iter_mut()
-                .find(|known| known.as_ref().is_some_and(|known| Arc::ptr_eq(&known.list, list)));
-            let known = known.and_then(Option::take).unwrap_or_else(|| Known::new(list));
-            self.known.push(known);
+        let (mut current, older): (Vec<_>, Vec<_>) =
+            before.into_iter().partition(|known| lists.iter().any(|list| Arc::ptr_eq(list, &known.list)));
+        for list in &lists {
+            if !current.iter().any(|known| Arc::ptr_eq(&known.list, list)) {
+                current.push(Known::new(list));
+            }
         }
-        self.known.extend(older.into_iter().filter(replaced));
-        for known in &mut self.known {
+        current.extend(older.into_iter().filter(|old| old.is_needed_beside(&lists)));
+        for known in &mut current {
             known.tell(&self.strays);
         }
+        self.known = current;
         self.known.iter().map(|known| Arc::clone(&known.list)).collect()
     }
 
@@ -182,6 +179,14 @@ impl Known {
             "revocation list loaded"
         );
         Self { list: Arc::clone(list), since: Instant::now(), told: Told::default() }
+    }
+
+    /// Whether it stays in force: what seems to replace it is not known to be signed, and nothing else does.
+    fn is_needed_beside(&self, lists: &[Arc<Crl>]) -> bool {
+        let signers = self.list.signers();
+        let replaced = lists.iter().any(|list| list.signers().iter().any(|signer| signers.contains(signer)));
+        let awaited = lists.iter().any(|list| list.shares_issuer(&self.list) && !list.is_verified());
+        !signers.is_empty() && awaited && !replaced
     }
 
     fn tell(&mut self, strays: &AtomicU64) {

@@ -26,9 +26,12 @@ pub enum IdentityRefusal {
         /// Who the peer is.
         presented: Identity,
     },
-    /// There is no URI among the certificate's names.
-    #[error("the peer's certificate has no SPIFFE ID (a subjectAltName of type URI)")]
+    /// The certificate has no names.
+    #[error("the peer's certificate has no SPIFFE ID: no subjectAltName at all")]
     NoSpiffeId,
+    /// There is no URI among the certificate's names.
+    #[error("the peer's certificate has no SPIFFE ID: none of its {0} subjectAltNames is a URI")]
+    NoUri(usize),
     /// There are several URIs: the certificate says that it is several workloads at once.
     #[error("the peer's certificate has {0} URIs as subjectAltName; an X.509-SVID has exactly one")]
     SeveralUris(usize),
@@ -49,6 +52,7 @@ impl IdentityRefusal {
         match self {
             Self::Mismatch { .. } | Self::TrustDomain { .. } => Reason::IdentityMismatch,
             Self::NoSpiffeId
+            | Self::NoUri(_)
             | Self::SeveralUris(_)
             | Self::Malformed(_)
             | Self::Authority
@@ -64,7 +68,7 @@ impl IdentityRefusal {
 ///
 /// # Errors
 /// Where there is not exactly one, or it is not of the form that Kubernetes workloads have.
-pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
+pub fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, IdentityRefusal> {
     let (_, certificate) =
         x509_parser::parse_x509_certificate(leaf).map_err(|_| IdentityRefusal::Unreadable)?;
     let usage = certificate.key_usage().map_err(|_| IdentityRefusal::Unreadable)?;
@@ -77,7 +81,11 @@ pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, Identit
 /// Returns the one URI among a certificate's names.
 pub(super) fn single_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, IdentityRefusal> {
     let names = certificate.subject_alternative_name().map_err(|_| IdentityRefusal::Unreadable)?;
-    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    uri_among(names.map_or(&[][..], |names| &names.value.general_names))
+}
+
+/// Returns the one URI among names.
+pub(super) fn uri_among<'a>(names: &[GeneralName<'a>]) -> Result<&'a str, IdentityRefusal> {
     // A name that does not parse could be a second URI in the eyes of another implementation.
     if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
         return Err(IdentityRefusal::Unreadable);
@@ -87,7 +95,8 @@ pub(super) fn single_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a
         _ => None,
     });
     match (uris.next(), uris.count()) {
-        (None, _) => Err(IdentityRefusal::NoSpiffeId),
+        (None, _) if names.is_empty() => Err(IdentityRefusal::NoSpiffeId),
+        (None, _) => Err(IdentityRefusal::NoUri(names.len())),
         (Some(uri), 0) => Ok(uri),
         (Some(_), more) => Err(IdentityRefusal::SeveralUris(more + 1)),
     }

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::{
     svid::Svid,
     tls_error::TlsError,
-    trust::{Trust, Usage},
+    trust::{Trust, Usage, changed},
 };
 use crate::mesh::Reason;
 
@@ -125,10 +125,13 @@ impl Standing {
     }
 
     fn expired(&self, now: SystemTime) -> Option<Lapse> {
-        if self.own_until <= now {
-            return Some(Lapse::OwnExpired(self.own_until));
+        if self.own_until.min(self.peer.until) > now {
+            return None;
         }
-        (self.peer.until <= now).then_some(Lapse::PeerExpired(self.peer.until))
+        Some(match self.own_until <= self.peer.until {
+            true => Lapse::OwnExpired(self.own_until),
+            false => Lapse::PeerExpired(self.peer.until),
+        })
     }
 
     fn check_again(&mut self) -> Result<(), TlsError> {
@@ -197,13 +200,6 @@ pub async fn reached(moment: SystemTime) {
     }
 }
 
-/// Waits for a change of trust; for ever where there will be none.
-async fn changed(trust: &mut Trust) {
-    if trust.changed().await.is_err() {
-        std::future::pending().await
-    }
-}
-
 /// When the first of a chain's certificates ends. An authority's that had ended before the handshake was no part of the
 /// chain that was verified: peers may send more than is needed.
 fn earliest_end(chain: &[CertificateDer<'_>], now: SystemTime) -> SystemTime {
@@ -219,3 +215,83 @@ fn earliest_end(chain: &[CertificateDer<'_>], now: SystemTime) -> SystemTime {
 
 /// How often the wall clock is looked at.
 pub(super) const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::identity::{
+        TrustBundle,
+        testing::{HOUR, TestRoot, WEB, leaf},
+    };
+
+    /// A connection whose peer's certificate ends in an hour, and this end's in two.
+    fn standing(root: &TestRoot, trust: Trust) -> Standing {
+        let chain = vec![root.sign(&leaf(WEB), &rcgen::KeyPair::generate().unwrap())];
+        let now = SystemTime::now();
+        let until = earliest_end(&chain, now);
+        let peer = Peer { usage: Usage::Server, chain, until };
+        Standing { peer, own_until: until + HOUR, trust, fresh_until: now }
+    }
+
+    fn bundle(root: &TestRoot) -> Arc<TrustBundle> {
+        Arc::new(TrustBundle::new(vec![root.certificate.clone()]).unwrap())
+    }
+
+    #[test]
+    fn expires_with_whichever_certificate_ends_first_by_whatever_the_clock_says() {
+        let root = TestRoot::new("test root");
+        let mut standing = standing(&root, root.trust());
+        let until = standing.peer.until;
+        assert_eq!(standing.expired(SystemTime::now()), None);
+        assert_eq!(standing.expired(until - Duration::from_secs(1)), None);
+        assert_eq!(standing.expired(until), Some(Lapse::PeerExpired(until)));
+        // Clocks that jump ahead and back.
+        assert_eq!(standing.expired(until + 1000 * HOUR), Some(Lapse::PeerExpired(until)));
+        assert_eq!(standing.expired(UNIX_EPOCH), None);
+        standing.own_until = until - HOUR / 2;
+        assert_eq!(standing.expired(until), Some(Lapse::OwnExpired(until - HOUR / 2)));
+    }
+
+    #[test]
+    fn clock_that_was_set_back_is_no_reason_to_trust_the_peer_less() {
+        let early = TlsError::NotYetValid { not_before: SystemTime::now() };
+        assert_eq!(Lapse::of(&early), None);
+        assert_eq!(Lapse::of(&TlsError::Revoked), Some(Lapse::PeerRevoked));
+        assert_eq!(Lapse::of(&TlsError::UnknownIssuer), Some(Lapse::PeerUntrusted));
+    }
+
+    #[test]
+    fn authority_that_had_ended_before_the_handshake_does_not_count_and_the_leaf_always_does() {
+        let root = TestRoot::new("test root");
+        let sign = |end: SystemTime| {
+            let mut params = leaf(WEB);
+            params.not_after = end.into();
+            root.sign(&params, &rcgen::KeyPair::generate().unwrap())
+        };
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let (past, soon, late) = (sign(now - HOUR), sign(now + HOUR), sign(now + 2 * HOUR));
+        assert_eq!(earliest_end(&[late.clone(), soon.clone()], now), now + HOUR);
+        assert_eq!(earliest_end(&[late, past.clone()], now), now + 2 * HOUR);
+        assert_eq!(earliest_end(&[past, soon], now), now - HOUR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ends_when_the_root_goes_and_not_when_another_comes() {
+        let (root, other) = (TestRoot::new("test root"), TestRoot::new("other root"));
+        let (roots, mut trust) = watch::channel(bundle(&root));
+        trust.mark_unchanged();
+        let mut lapsed = std::pin::pin!(standing(&root, trust).lapsed());
+        let both = vec![root.certificate.clone(), other.certificate.clone()];
+        roots.send_replace(Arc::new(TrustBundle::new(both).unwrap()));
+        // Virtual time; the certificates are good for an hour by the wall clock.
+        let soon = tokio::time::timeout(100 * HOUR, &mut lapsed).await;
+        assert!(soon.is_err(), "{soon:?}");
+        roots.send_replace(bundle(&other));
+        let lapsed = lapsed.await;
+        assert_eq!(lapsed.lapse, Lapse::PeerUntrusted);
+        assert!(lapsed.to_string().contains("no root that is trusted here"), "{lapsed}");
+        assert!(!lapsed.serial.is_empty());
+    }
+}

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use humantime::format_rfc3339_seconds as rfc3339;
@@ -12,10 +12,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
+use rustls::pki_types::CertificateDer;
 
 use super::{
     ca::{CaError, CertificateAuthority},
-    keeper::{Keeper, State},
+    keeper::{Attempt, Issuance, Keeper, State},
+    queue::Queue,
     svid::{Rejected, Svid},
     trust::Trust,
 };
@@ -29,10 +31,8 @@ use crate::mesh::{Identity, Reason};
 pub struct SvidStore(Arc<Inner>);
 
 struct Inner {
-    ca: Arc<dyn CertificateAuthority>,
-    trust: Trust,
+    issuance: Arc<Issuance>,
     keepers: Mutex<HashMap<Identity, Keeper>>,
-    counters: Arc<Counters>,
 }
 
 /// What the store knows of one identity's certificate; no key material.
@@ -107,18 +107,20 @@ impl SvidStore {
 
     /// Makes an empty store that has its certificates signed by `ca`; they and their peers are judged by `trust`.
     pub fn with_trust(ca: Arc<dyn CertificateAuthority>, trust: Trust) -> Self {
-        Self(Arc::new(Inner { ca, trust, keepers: Mutex::default(), counters: Arc::default() }))
+        let issuance = Issuance { ca, trust, counters: Counters::default(), queue: Queue::default() };
+        Self(Arc::new(Inner { issuance: Arc::new(issuance), keepers: Mutex::default() }))
     }
 
     /// Returns the trust in force, now and later.
     pub fn trust(&self) -> Trust {
-        self.0.trust.clone()
+        self.0.issuance.trust.clone()
     }
 
     /// Returns the certificate of `identity`. The first call for an identity has it signed, in a task that renews it at
     /// half of its life until [`Self::retain`] gives it up; concurrent calls wait for that one request.
     ///
-    /// Waits for the first attempt only, which the authority must answer within ten seconds. While attempts fail they
+    /// Waits for the first attempt only, ahead of those that [`Self::prefetch`] began; the authority must answer it within
+    /// ten seconds. While attempts fail they
     /// are repeated in the background, from a quarter of a second to half a minute apart, and calls return the last
     /// failure at once. Must be called within a Tokio runtime.
     ///
@@ -126,7 +128,12 @@ impl SvidStore {
     /// Where the authority did not sign, what it returned is not usable, or the certificate expired unrenewed.
     pub async fn svid(&self, identity: &Identity) -> Result<Arc<Svid>, SvidError> {
         let mut receiver = self.subscribe(identity);
-        let state = match receiver.wait_for(|state| state.svid.is_some() || state.error.is_some()).await {
+        if !receiver.borrow().is_known()
+            && let Some(keeper) = self.keepers().get(identity)
+        {
+            keeper.wake();
+        }
+        let state = match receiver.wait_for(State::is_known).await {
             Ok(state) => state.clone(),
             Err(_) => return Err(SvidError::Forgotten(identity.clone())),
         };
@@ -163,13 +170,29 @@ impl SvidStore {
         all
     }
 
-    /// Registers `culvert_certificate_requests` (a counter, by `result`: `issued`, `failed`, `rejected`).
+    /// Registers `culvert_certificate_requests` (a counter, by `result`: `issued`, `failed`, `rejected`; and by `kind`:
+    /// `issuance` for an identity's first certificate, `renewal`).
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "culvert_certificate_requests",
-            "Certificates asked of the authority, by result",
-            self.0.counters.0.clone(),
+            "Certificates asked of the authority, by result and kind",
+            self.0.issuance.counters.requests.clone(),
         );
+    }
+
+    /// Returns which authority signs: its kind and where it is.
+    pub fn source(&self) -> String {
+        self.0.issuance.ca.source()
+    }
+
+    /// Returns the intermediates that the authority signs with now, as far as it knows them.
+    pub(super) fn issuers(&self) -> Vec<CertificateDer<'static>> {
+        self.0.issuance.ca.chain()
+    }
+
+    /// Returns when the authority last signed something that is usable; none before the first time.
+    pub fn last_success(&self) -> Option<Instant> {
+        self.0.issuance.counters.last_success()
     }
 
     fn subscribe(&self, identity: &Identity) -> tokio::sync::watch::Receiver<State> {
@@ -177,8 +200,7 @@ impl SvidStore {
         if let Some(keeper) = keepers.get(identity) {
             return keeper.state();
         }
-        let Inner { ca, trust, counters, .. } = &*self.0;
-        let keeper = Keeper::start(identity.clone(), (Arc::clone(ca), trust.clone()), Arc::clone(counters));
+        let keeper = Keeper::start(identity.clone(), Arc::clone(&self.0.issuance));
         let state = keeper.state();
         keepers.insert(identity.clone(), keeper);
         state
@@ -191,7 +213,7 @@ impl SvidStore {
 
 impl std::fmt::Debug for SvidStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SvidStore").field("ca", &self.0.ca).finish_non_exhaustive()
+        f.debug_struct("SvidStore").field("ca", &self.0.issuance.ca).finish_non_exhaustive()
     }
 }
 
@@ -212,11 +234,25 @@ fn usable(identity: &Identity, state: &State, now: SystemTime) -> Result<Arc<Svi
 
 /// How the requests to the authority ended.
 #[derive(Debug)]
-pub(super) struct Counters(Family<ResultLabel, Counter>);
+pub(super) struct Counters {
+    requests: Family<ResultLabel, Counter>,
+    last_success: Mutex<Option<Instant>>,
+}
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
+    kind: &'static str,
+}
+
+impl ResultLabel {
+    fn new(result: &'static str, attempt: Attempt) -> Self {
+        let kind = match attempt {
+            Attempt::Issuance => "issuance",
+            Attempt::Renewal => "renewal",
+        };
+        Self { result, kind }
+    }
 }
 
 impl Default for Counters {
@@ -224,21 +260,28 @@ impl Default for Counters {
     fn default() -> Self {
         let family = Family::default();
         for result in ["issued", "failed", "rejected"] {
-            drop(family.get_or_create(&ResultLabel { result }));
+            for attempt in [Attempt::Issuance, Attempt::Renewal] {
+                drop(family.get_or_create(&ResultLabel::new(result, attempt)));
+            }
         }
-        Self(family)
+        Self { requests: family, last_success: Mutex::default() }
     }
 }
 
 impl Counters {
     /// Counts a certificate that is in use now.
-    pub(super) fn issued(&self) {
-        self.0.get_or_create(&ResultLabel { result: "issued" }).inc();
+    pub(super) fn issued(&self, attempt: Attempt) {
+        self.requests.get_or_create(&ResultLabel::new("issued", attempt)).inc();
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Counts an attempt that failed.
-    pub(super) fn failed(&self, error: &SvidError) {
+    pub(super) fn failed(&self, attempt: Attempt, error: &SvidError) {
         let result = if matches!(error, SvidError::Rejected { .. }) { "rejected" } else { "failed" };
-        self.0.get_or_create(&ResultLabel { result }).inc();
+        self.requests.get_or_create(&ResultLabel::new(result, attempt)).inc();
+    }
+
+    fn last_success(&self) -> Option<Instant> {
+        *self.last_success.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

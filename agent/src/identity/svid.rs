@@ -112,6 +112,13 @@ impl Svid {
         self.not_before <= now && now <= self.not_after
     }
 
+    /// Checks it once more, as a peer with the trust that is in force now would.
+    pub(super) fn check(&self) -> Result<(), TlsError> {
+        let (leaf, intermediates) =
+            self.chain().split_first().ok_or(TlsError::from(IdentityRefusal::Unreadable))?;
+        check(&self.identity, leaf, intermediates, &self.trust)
+    }
+
     /// Returns the certificates as they are sent: the workload's first, then the intermediates, without the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certificate.cert

@@ -94,8 +94,8 @@ impl TrustBundle {
     }
 
     /// Returns the roots as rustls has them, for a server that is known by its DNS name.
-    pub(super) fn store(&self) -> RootCertStore {
-        RootCertStore { roots: self.anchors.clone() }
+    pub(super) fn store(&self) -> Arc<RootCertStore> {
+        Arc::new(RootCertStore { roots: self.anchors.clone() })
     }
 
     /// Returns the same roots with other revocation lists.
@@ -223,6 +223,13 @@ impl fmt::Debug for TrustBundle {
             .field("certificates", &self.certificates.len())
             .field("revocation_lists", &self.lists.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// Waits for a change of trust; for ever where there will be none.
+pub(super) async fn changed(trust: &mut Trust) {
+    if trust.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -1,13 +1,24 @@
 //! Moves bytes between two byte streams until both directions have ended, and keeps their endings apart: a half-close
 //! stays a half-close, and everything else ends both sides as a reset.
+//!
+//! As with plain TCP, a side that has ended its direction well and then takes nothing more (it is closed; a reset answers
+//! whatever is still sent to it) has said all it had to say: that is delivered, its end included, before the reset is.
 
-use std::{future::Future, io, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed};
+use std::{
+    future::{Future, pending},
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use bytes::{Bytes, BytesMut};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
+    capture,
     hbone::{TunnelError, TunnelReceiver, TunnelSender},
     mesh::Reason,
 };
@@ -34,13 +45,23 @@ impl CopyError {
             Self::Tunnel(error) => error.reason(),
         }
     }
+
+    /// Whether what the failing side said before may still have ended well; its own source knows then.
+    fn spares_the_answer(&self) -> bool {
+        match self {
+            // What a reset is called that comes after the peer's FIN (net/ipv4/tcp_input.c, `tcp_reset`: CLOSE_WAIT).
+            Self::Local(error) | Self::Plain(error) => error.kind() == io::ErrorKind::BrokenPipe,
+            Self::Tunnel(TunnelError::Reset(_)) => true,
+            Self::Tunnel(TunnelError::Lost(_)) => false,
+        }
+    }
 }
 
 /// Counts one direction, for the connection's log line and for the metric that all connections of its kind share.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     bytes: AtomicU64,
-    total: std::sync::OnceLock<Counter>,
+    total: OnceLock<Counter>,
 }
 
 impl Meter {
@@ -66,7 +87,8 @@ impl Meter {
 pub(super) trait Source {
     /// Returns the next bytes; none once the other side has ended its direction in good order.
     fn recv(&mut self) -> impl Future<Output = Result<Option<Bytes>, CopyError>> + Send;
-    /// Returns when the other side is gone, so that a reset is noticed while nobody takes what it has sent.
+    /// Returns when the other side is gone without having ended its direction, so that a reset is noticed while nobody
+    /// takes what it has sent.
     fn broken(&mut self) -> impl Future<Output = CopyError> + Send;
 }
 
@@ -78,6 +100,8 @@ pub(super) trait Sink {
     fn finish(&mut self) -> impl Future<Output = Result<(), CopyError>> + Send;
     /// Returns when the other side is gone, so that a reset is noticed while there is nothing to send.
     fn broken(&mut self) -> impl Future<Output = CopyError> + Send;
+    /// Returns when dropping the sink, finished, takes nothing away from the other side.
+    fn delivered(&mut self) -> impl Future<Output = ()> + Send;
 }
 
 /// Copies both ways between `near` and `far` until both directions have ended.
@@ -90,25 +114,58 @@ pub(super) async fn copy(
     up: &Meter,
     down: &Meter,
 ) -> Result<(), CopyError> {
-    let (near_source, near_sink) = near;
-    let (far_source, far_sink) = far;
-    tokio::try_join!(half(near_source, far_sink, up), half(far_source, near_sink, down))?;
-    Ok(())
+    let (mut near_source, mut near_sink) = near;
+    let (mut far_source, mut far_sink) = far;
+    let ended = tokio::try_join!(
+        half(&mut near_source, &mut far_sink, up),
+        half(&mut far_source, &mut near_sink, down)
+    )?;
+    match ended {
+        (Ok(()), Ok(())) => Ok(()),
+        (Err(error), Ok(())) => {
+            near_sink.delivered().await;
+            Err(error)
+        }
+        (Ok(()), Err(error)) => {
+            far_sink.delivered().await;
+            Err(error)
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
 }
 
-async fn half(mut source: impl Source, mut sink: impl Sink, meter: &Meter) -> Result<(), CopyError> {
+/// Copies one direction. The inner error is the end of this direction alone.
+async fn half(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    meter: &Meter,
+) -> Result<Result<(), CopyError>, CopyError> {
+    match pump(source, sink, meter).await? {
+        Err(error) if !error.spares_the_answer() => Err(error),
+        ended => Ok(ended),
+    }
+}
+
+/// Moves bytes until the source has ended; the inner error is the sink's.
+async fn pump(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    meter: &Meter,
+) -> Result<Result<(), CopyError>, CopyError> {
     loop {
         let chunk = tokio::select! {
             biased;
             chunk = source.recv() => chunk?,
-            error = sink.broken() => return Err(error),
+            error = sink.broken() => return Ok(Err(error)),
         };
-        let Some(chunk) = chunk else { return sink.finish().await };
+        let Some(chunk) = chunk else { return Ok(sink.finish().await) };
         let bytes = chunk.len();
         // The other half watches this source too, as its sink, but only until it has finished.
         tokio::select! {
             biased;
-            sent = sink.send(chunk) => sent?,
+            sent = sink.send(chunk) => if let Err(error) = sent {
+                return Ok(Err(error));
+            },
             error = source.broken() => return Err(error),
         }
         meter.add(bytes);
@@ -135,20 +192,27 @@ impl Side {
 
 /// Splits a TCP socket into the two halves of a copy.
 pub(super) fn tcp(stream: &TcpStream, side: Side) -> (TcpSource<'_>, TcpSink<'_>) {
-    (TcpSource { stream, side, size: MIN_READ }, TcpSink { stream, side })
+    let socket = Socket { stream, side, error: Arc::default() };
+    (TcpSource { socket: socket.clone(), size: MIN_READ }, TcpSink { socket })
+}
+
+/// What both halves need: the kernel tells an error once only, to whoever asks first.
+#[derive(Clone)]
+struct Socket<'a> {
+    stream: &'a TcpStream,
+    side: Side,
+    error: Arc<OnceLock<io::ErrorKind>>,
 }
 
 /// The reading half of a TCP socket. Holds no buffer while there is nothing to read, so an idle connection costs none.
 pub(super) struct TcpSource<'a> {
-    stream: &'a TcpStream,
-    side: Side,
+    socket: Socket<'a>,
     size: usize,
 }
 
 /// The writing half of a TCP socket.
 pub(super) struct TcpSink<'a> {
-    stream: &'a TcpStream,
-    side: Side,
+    socket: Socket<'a>,
 }
 
 /// The smallest read: a request of a few hundred bytes must not cost the memory of a bulk transfer.
@@ -156,12 +220,37 @@ const MIN_READ: usize = 4 * 1024;
 /// The largest read: 16 TLS records (RFC 8446 §5.1: 2^14 bytes each), beyond which larger reads no longer paid.
 const MAX_READ: usize = 256 * 1024;
 
+impl Socket<'_> {
+    /// Says what an error means: the first is the cause, and what comes later its consequence.
+    fn failed(&self, error: io::Error) -> CopyError {
+        // The kernel says that there is no connection, and beside it why.
+        let why = match error.kind() {
+            io::ErrorKind::NotConnected => self.stream.take_error().ok().flatten(),
+            _ => None,
+        };
+        let error = why.unwrap_or(error);
+        let first = *self.error.get_or_init(|| error.kind());
+        self.side.error(if first == error.kind() { error } else { first.into() })
+    }
+
+    /// Returns when the socket is reset, also while nobody reads or writes it.
+    async fn broken(&self) -> CopyError {
+        // EPOLLERR: the kernel sets it with `sk_err`, when a reset arrives.
+        let error = match self.stream.ready(Interest::ERROR).await {
+            Ok(_) => self.stream.take_error().ok().flatten(),
+            Err(error) => Some(error),
+        };
+        self.failed(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+    }
+}
+
 impl Source for TcpSource<'_> {
     async fn recv(&mut self) -> Result<Option<Bytes>, CopyError> {
+        let socket = &self.socket;
         loop {
-            self.stream.readable().await.map_err(|error| self.side.error(error))?;
+            socket.stream.readable().await.map_err(|error| socket.failed(error))?;
             let mut buffer = BytesMut::with_capacity(self.size);
-            match self.stream.try_read_buf(&mut buffer) {
+            match socket.stream.try_read_buf(&mut buffer) {
                 Ok(0) => return Ok(None),
                 Ok(read) => {
                     if read == self.size {
@@ -172,49 +261,57 @@ impl Source for TcpSource<'_> {
                     return Ok(Some(buffer.freeze()));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(self.side.error(error)),
+                Err(error) => return Err(socket.failed(error)),
             }
         }
     }
 
     async fn broken(&mut self) -> CopyError {
-        broken(self.stream, self.side).await
+        let error = self.socket.broken().await;
+        // The FIN came before: what is there can be read, and then the end.
+        if error.spares_the_answer() { pending().await } else { error }
     }
 }
 
 impl Sink for TcpSink<'_> {
     async fn send(&mut self, mut bytes: Bytes) -> Result<(), CopyError> {
+        let socket = &self.socket;
         while !bytes.is_empty() {
-            match self.stream.try_write(&bytes) {
+            match socket.stream.try_write(&bytes) {
                 Ok(written) => drop(bytes.split_to(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await.map_err(|error| self.side.error(error))?;
+                    socket.stream.writable().await.map_err(|error| socket.failed(error))?;
                 }
-                Err(error) => return Err(self.side.error(error)),
+                Err(error) => return Err(socket.failed(error)),
             }
         }
         Ok(())
     }
 
     async fn finish(&mut self) -> Result<(), CopyError> {
-        socket2::SockRef::from(self.stream)
+        socket2::SockRef::from(self.socket.stream)
             .shutdown(std::net::Shutdown::Write)
-            .map_err(|error| self.side.error(error))
+            .map_err(|error| self.socket.failed(error))
     }
 
     async fn broken(&mut self) -> CopyError {
-        broken(self.stream, self.side).await
+        self.socket.broken().await
     }
-}
 
-/// Returns when the socket is reset, also while nobody reads or writes it.
-async fn broken(stream: &TcpStream, side: Side) -> CopyError {
-    // EPOLLERR: the kernel sets it with `sk_err`, when a reset arrives.
-    let error = match stream.ready(Interest::ERROR).await {
-        Ok(_) => stream.take_error().ok().flatten(),
-        Err(error) => Some(error),
-    };
-    side.error(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+    async fn delivered(&mut self) {
+        // The kernel wakes whoever polls a socket when its FIN is acknowledged (net/ipv4/tcp_input.c,
+        // `tcp_rcv_state_process`: FIN_WAIT1).
+        let delivered = self.socket.stream.async_io(Interest::WRITABLE, || {
+            match capture::is_delivered(self.socket.stream)? {
+                true => Ok(()),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        });
+        tokio::select! {
+            _ = delivered => {}
+            _ = self.socket.broken() => {}
+        }
+    }
 }
 
 impl Source for TunnelReceiver {
@@ -248,8 +345,12 @@ impl Sink for TunnelSink {
     async fn broken(&mut self) -> CopyError {
         match &mut self.0 {
             Some(sender) => sender.closed().await.into(),
-            None => std::future::pending().await,
+            None => pending().await,
         }
+    }
+
+    async fn delivered(&mut self) {
+        // h2 sends what a stream has queued before it resets it.
     }
 }
 
@@ -351,5 +452,54 @@ mod tests {
         drop(client);
         assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);
         drop(server);
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_and_ended_is_delivered_although_its_sender_takes_no_more() {
+        for far_is_full in [false, true] {
+            let (mut client, near) = pair().await;
+            let (mut server, far) = small_pair().await;
+            if far_is_full {
+                // The copy then waits for room; else the kernel has all that the server does not take.
+                socket2::SockRef::from(&far).set_send_buffer_size(1).unwrap();
+            }
+            let mut task = tokio::spawn(async move {
+                let (up, down) = (Meter::default(), Meter::default());
+                let result = copy(tcp(&near, Side::Local), tcp(&far, Side::Plain), &up, &down).await;
+                result.map_err(|error| error.reason())
+            });
+            // No more than the kernel takes at once, or the end would be held up behind it.
+            let sent = vec![7; 48 * 1024];
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            wait_for_delivery(&client).await;
+            drop(client);
+            // Answered by a reset: nobody is there.
+            server.write_all(b"answer").await.unwrap();
+            let waiting = tokio::time::timeout(std::time::Duration::from_millis(200), &mut task).await;
+            assert!(waiting.is_err(), "it ended before the server had all of it");
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got.len(), sent.len(), "full {far_is_full}");
+            assert_eq!(task.await.unwrap(), Err(Reason::Reset));
+        }
+    }
+
+    /// Two ends of a TCP connection, as [`pair`] makes them; the first takes little that it does not read.
+    async fn small_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(8 * 1024).unwrap();
+        let near = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (agent, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&agent).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        (near, agent)
+    }
+
+    /// Waits until the other side's kernel has all that was sent, the end included.
+    async fn wait_for_delivery(stream: &TcpStream) {
+        while !capture::is_delivered(stream).unwrap() {
+            tokio::task::yield_now().await;
+        }
     }
 }

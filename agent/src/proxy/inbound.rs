@@ -61,7 +61,9 @@ async fn open(
     let svid = timeout(CERTIFICATE_LIMIT, context.svids.svid(&identity))
         .await
         .map_err(|_| InboundError::CertificateTimeout(identity, CERTIFICATE_LIMIT))??;
-    Ok(hbone::accept(stream, svid).await?)
+    let accepted = hbone::accept(stream, svid).await;
+    context.pool.handshakes().served(accepted.as_ref().map(drop));
+    Ok(accepted?)
 }
 
 /// Takes the tunnel's requests, each in a task of its own, until the peer or the agent ends it.

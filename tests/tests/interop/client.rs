@@ -38,13 +38,24 @@ impl Inbound {
     pub(crate) fn connect(&self, address: IpAddr) -> Client {
         let peer = Peer::client(&self.peer, address, &self.credentials).unwrap();
         peer.wait("connected", |_| true).unwrap();
-        Client { peer, streams: 0 }
+        let source =
+            if address.is_ipv6() { format!("[{}]", self.peer.ipv6()) } else { self.peer.ipv4().to_string() };
+        Client { peer, source, streams: 0 }
     }
 }
+
+/// What ztunnel sends with every request, beside `forwarded`.
+pub(crate) const BAGGAGE: (&str, &str) = (
+    "baggage",
+    "k8s.cluster.name=Kubernetes,k8s.namespace.name=default,k8s.deployment.name=peer,service.name=peer,service.version=v1",
+);
+pub(crate) const TRACEPARENT: (&str, &str) =
+    ("traceparent", "00-be295ef61cb1a78ba6baf01d1d420879-4ca2923f84433bb1-00");
 
 /// A connection of the peer's.
 pub(crate) struct Client {
     pub(crate) peer: Peer,
+    source: String,
     streams: u32,
 }
 
@@ -71,9 +82,11 @@ impl Client {
         response["status"].as_str().unwrap().to_owned()
     }
 
-    /// A tunnel to `target`, answered.
+    /// A tunnel to `target`, asked for as ztunnel does it, answered.
     pub(crate) fn tunnel(&mut self, target: SocketAddr) -> u32 {
-        let stream = self.connect(&target.to_string(), &[]);
+        let forwarded = format!("for=\"{}:{}\"", self.source, 50_000 + self.streams);
+        let headers = [BAGGAGE, ("forwarded", &forwarded), TRACEPARENT];
+        let stream = self.connect(&target.to_string(), &headers);
         assert_eq!(self.status(stream), "200", "CONNECT {target}");
         stream
     }

@@ -81,6 +81,25 @@ fn a_reset_on_either_side_is_a_reset_on_the_other() {
 }
 
 #[test]
+fn what_a_client_sent_and_ended_is_delivered_although_it_takes_no_more() {
+    const TIMES: usize = 900 << 10;
+    let world = Inbound::start();
+    let mut client = world.connect(world.server.ipv4());
+    let (stream, application) = tunnel(&world, &mut client);
+    // Within the stream's window and beyond what the kernel takes for an application that does not read.
+    client.tell(&json!({"do": "send", "stream": stream, "text": "u", "times": TIMES}));
+    client.end(stream);
+    client.tell(&json!({"do": "reset", "stream": stream}));
+    // Once it is answered, the agent has seen all of that.
+    client.tell(&json!({"do": "ping"}));
+    client.peer.wait("pong", |_| true).unwrap();
+    assert_eq!(read_all(&application).map(|text| text.len()), Ok(TIMES));
+    lab::eventually(PATIENCE, || (&application).write(b"answer").is_err());
+    let log = lab::eventually(PATIENCE, || world.agent.access_log().pop());
+    assert_eq!(log.reason().as_deref(), Some("reset"));
+}
+
+#[test]
 fn a_connection_that_is_cut_is_a_reset_and_never_an_end_of_file() {
     let world = Inbound::start();
     for how in ["fin", "tls", "rst"] {

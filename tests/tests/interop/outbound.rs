@@ -127,6 +127,23 @@ fn answers_that_are_no_tunnel_are_resets_with_a_reason() {
 }
 
 #[test]
+fn a_complete_answer_is_delivered_although_the_peer_takes_no_more() {
+    const BYTES: usize = 900 << 10;
+    let world = Outbound::start(1);
+    let target = world.pods[0].at_v4(PORT);
+    let mut server = world.serve(0, target.ip());
+    // Within the stream's window and beyond what the kernel takes for an application that does not read.
+    behave(&mut server, json!({"as": "answer", "bytes": BYTES}));
+    let mut stream = world.connect(target);
+    server.wait("pong", |_| true).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.len(), BYTES);
+    eventually(PATIENCE, || stream.write(b"more").is_err());
+    assert_eq!(world.record(target).reason().as_deref(), Some("reset"));
+}
+
+#[test]
 fn a_tunnel_that_is_cut_or_reset_is_a_reset_and_never_an_end_of_file() {
     let commands = [
         (json!({"do": "cut", "how": "fin"}), "tunnel_lost"),

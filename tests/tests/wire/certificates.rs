@@ -64,7 +64,7 @@ fn wrong(mesh: &Mesh, identity: &str, usage: &'static str) -> Vec<Case> {
             "another usage",
             of(&ca, identity).usage(usage).issue(),
             "bad_certificate",
-            "certificate is refused",
+            "extendedKeyUsage lacks",
         ),
     ]
 }

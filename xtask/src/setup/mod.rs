@@ -13,6 +13,8 @@ mod tools;
 
 use anyhow::Result;
 
+use crate::alerts;
+
 /// What the machine is to be able to do; each includes those before it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Purpose {
@@ -40,6 +42,7 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
     installed |= tools::BPF_LINKER.install_if_missing()?;
     if purpose >= Purpose::Test {
         installed |= tools::CARGO_DENY.install_if_missing()?;
+        installed |= alerts::obtain()?;
     }
     println!("setup: {}", if installed { "everything is installed now" } else { "nothing is missing" });
     Ok(())

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: everything that a change must pass, and one closing line that counts it.
 //!
 //! ```text
-//! setup ──► lint ──► build all test programs once ──► unit ──► privileged (as root) ──► VMs (6.1, 6.12)
+//! setup ──► lint ──► build all test programs once ──► unit ──► fuzz ──► privileged (as root) ──► VMs (6.1, 6.12)
 //! ```
 //!
 //! Programs are built by the user and only run by root, so that no file in the checkout comes to belong to root.
 
+mod fuzz;
 mod programs;
 mod tally;
 
@@ -25,6 +26,9 @@ pub(crate) struct Options {
     /// Run the tests that need nothing
     #[arg(long)]
     unit: bool,
+    /// Give random bytes to what reads identities, certificates and signing requests, for a minute and a half
+    #[arg(long)]
+    fuzz: bool,
     /// Run the suites that need root: pods in network namespaces, real agents, real programs
     #[arg(long)]
     privileged: bool,
@@ -37,7 +41,7 @@ pub(crate) struct Options {
 
 impl Options {
     fn is_everything(&self) -> bool {
-        !(self.unit || self.privileged || self.vm)
+        !(self.unit || self.fuzz || self.privileged || self.vm)
     }
 }
 
@@ -69,6 +73,10 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     if all || options.unit {
         heading("unit");
         run_unit(&programs, options, tally)?;
+    }
+    if all || options.fuzz {
+        heading("fuzz");
+        fuzz::run(options.filter.as_deref(), tally)?;
     }
     if let Some(root) = root {
         heading("privileged");

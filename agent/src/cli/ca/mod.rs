@@ -2,6 +2,7 @@
 
 mod intermediate;
 mod root;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,6 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
-use super::ca_serve;
 use crate::{
     identity::{
         LocalCa,
@@ -41,11 +41,11 @@ enum CaCommand {
     Sign(intermediate::SignArgs),
     /// Third step: put the signed certificate into place
     Install(intermediate::InstallArgs),
-    /// Give out certificates over gRPC, by Istio's CSR protocol
-    Serve(Box<ca_serve::ServeArgs>),
     /// The roots that the mesh trusts
     #[command(subcommand)]
     Root(root::RootCommand),
+    /// Give out certificates over gRPC, by Istio's CSR protocol
+    Serve(Box<serve::ServeArgs>),
 }
 
 #[derive(Args, Debug)]
@@ -77,8 +77,8 @@ pub(super) fn run(args: CaArgs) -> anyhow::Result<()> {
         CaCommand::Request(args) => intermediate::request(&args),
         CaCommand::Sign(args) => intermediate::sign(&args),
         CaCommand::Install(args) => intermediate::install(&args),
-        CaCommand::Serve(args) => ca_serve::run(*args),
         CaCommand::Root(command) => root::run(&command),
+        CaCommand::Serve(args) => serve::run(*args),
     }
 }
 

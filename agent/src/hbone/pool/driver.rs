@@ -13,22 +13,25 @@ use tokio_rustls::client::TlsStream;
 
 use super::{PoolKey, Shared, state::Use};
 use crate::{
-    hbone::{Loss, keepalive, link::Link},
-    identity::{Lapsed, Observed, Standing},
+    hbone::{Loss, handshakes::Verdict, keepalive, link::Link},
+    identity::{Lapsed, Observed, Standing, TlsFailure},
 };
 
 /// What connections of the pool run over.
 pub(super) type Transport = Observed<TlsStream<TcpStream>>;
 
+/// A connection that was opened, and what is to be known while it is driven.
+pub(super) struct Opened {
+    pub(super) connection: Connection<Transport, Bytes>,
+    pub(super) standing: Standing,
+    pub(super) tls: TlsFailure,
+    pub(super) verdict: Verdict,
+}
+
 /// Starts the task. It ends with the connection, and forgets it in the pool.
-pub(super) fn spawn(
-    pool: &Arc<Shared>,
-    (id, key): (u64, Arc<PoolKey>),
-    link: Arc<Link>,
-    connection: (Connection<Transport, Bytes>, Standing),
-) {
+pub(super) fn spawn(pool: &Arc<Shared>, (id, key): (u64, Arc<PoolKey>), link: Arc<Link>, opened: Opened) {
     let entry = Entry { pool: Arc::downgrade(pool), id, key };
-    pool.tasks.spawn(drive(entry, link, connection));
+    pool.tasks.spawn(drive(entry, link, opened));
 }
 
 /// A connection's place in the pool, given up on drop.
@@ -38,11 +41,8 @@ struct Entry {
     key: Arc<PoolKey>,
 }
 
-async fn drive(
-    entry: Entry,
-    link: Arc<Link>,
-    (mut connection, standing): (Connection<Transport, Bytes>, Standing),
-) {
+async fn drive(entry: Entry, link: Arc<Link>, opened: Opened) {
+    let Opened { mut connection, standing, tls, verdict } = opened;
     let mut lapsed = pin!(standing.lapsed());
     let mut silent = pin!(keepalive::lost(connection.ping_pong()));
     let mut aborted = pin!(link.aborted());
@@ -58,6 +58,7 @@ async fn drive(
         }
         () = &mut unused => Loss::Shutdown,
     };
+    verdict.is(tls.get());
     // Known before the connection drops: that is when its tunnels are told.
     link.lose(loss);
     drop(connection);

@@ -29,7 +29,9 @@ use self::{
     opening::{Outcome, Ticket},
     state::{Place, Reserved, State},
 };
-use super::{ConnectError, ConnectRequest, Loss, Stage, Tunnel, TunnelError, client, client::RequestError};
+use super::{
+    ConnectError, ConnectRequest, Handshakes, Loss, Stage, Tunnel, TunnelError, client, client::RequestError,
+};
 use crate::{identity::Svid, mesh::Identity};
 
 /// Everything that must be the same for two tunnels to share a connection.
@@ -90,6 +92,7 @@ impl fmt::Debug for Pool {
 struct Shared {
     config: PoolConfig,
     tasks: TaskTracker,
+    handshakes: Handshakes,
     state: Mutex<State>,
 }
 
@@ -113,7 +116,8 @@ impl Pool {
         let tasks = TaskTracker::new();
         // Closed only says that waiting may end when there is none; more can be spawned.
         tasks.close();
-        Self(Arc::new(Shared { config, tasks, state: Mutex::default() }))
+        let (handshakes, state) = (Handshakes::default(), Mutex::default());
+        Self(Arc::new(Shared { config, tasks, handshakes, state }))
     }
 
     /// Opens a tunnel: reuses a connection that has room or opens one, sends CONNECT, and waits for the 200.
@@ -192,6 +196,11 @@ impl Pool {
         self.0.lock().close();
     }
 
+    /// Returns the totals of handshakes; who serves connections counts those too.
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.0.handshakes
+    }
+
     /// Counts what there is.
     pub fn stats(&self) -> PoolStats {
         PoolStats { tasks: self.0.tasks.len(), ..self.0.lock().stats() }
@@ -243,14 +252,18 @@ impl Pool {
     ) -> Result<Tunnel, (u64, Retry, ConnectError)> {
         let peer = key.peer;
         let patience = self.0.config.reply_timeout;
-        let Reserved { id, requests, lease, link, tls } = reserved;
+        let Reserved { id, requests, lease, link, tls, verdict } = reserved;
         let error = match timeout(patience, client::request(requests, lease, request)).await {
-            Ok(Ok(tunnel)) => return Ok(tunnel),
+            Ok(Ok(tunnel)) => {
+                verdict.is(None);
+                return Ok(tunnel);
+            }
             Ok(Err(error)) => error,
             Err(_) => return Err((id, Retry::Never, overdue(key, Stage::Reply, patience))),
         };
         // The server judges our certificate after our handshake has ended: its alert comes now.
         if let Some(source) = tls.get() {
+            verdict.is(Some(source));
             return Err((id, Retry::Never, ConnectError::Tls { peer, source: Arc::new(source.clone()) }));
         }
         let (retry, error) = match error {

@@ -1,6 +1,13 @@
 //! One attempt to open a connection, on behalf of everybody who waits for one.
 
-use std::{future::Future, io, sync::Arc};
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -57,26 +64,39 @@ impl<'a> Ticket<'a> {
         F: Future<Output = io::Result<TcpStream>>,
     {
         let patience = self.pool.config.connect_timeout;
+        // Until TCP is connected, nothing that fails is a handshake.
+        let connected = AtomicBool::new(false);
         let attempt = async {
-            let attempt = timeout(patience, handshakes(key, svid, dial));
+            let attempt = timeout(patience, handshakes(key, svid, dial, &connected));
             attempt.await.unwrap_or_else(|_| Err(overdue(key, Stage::Handshake, patience)))
         };
         let opened = tokio::select! {
             biased;
             () = link.aborted() => Err(lost(key, &link)),
-            opened = attempt => opened,
+            opened = attempt => opened.inspect_err(|error| {
+                if connected.load(Relaxed) {
+                    self.pool.handshakes.failed(error);
+                }
+            }),
         };
         let opened = opened.and_then(|Opened { requests, connection, tls, standing }| {
-            let fresh_until = standing.fresh_until();
-            let ready =
-                Ready { id: self.id, requests, svid: svid.clone(), fresh_until, link: link.clone(), tls };
+            let verdict = self.pool.handshakes.verdict();
+            let ready = Ready {
+                id: self.id,
+                requests,
+                svid: svid.clone(),
+                fresh_until: standing.fresh_until(),
+                link: link.clone(),
+                tls: tls.clone(),
+                verdict: verdict.clone(),
+            };
             let reserved = self.pool.lock().establish(ready).ok_or_else(|| lost(key, &link))?;
-            Ok((reserved, connection, standing))
+            Ok((reserved, driver::Opened { connection, standing, tls, verdict }))
         });
         match opened {
-            Ok((reserved, connection, standing)) => {
+            Ok((reserved, opened)) => {
                 self.opened = true;
-                driver::spawn(self.pool, (self.id, key.clone()), link, (connection, standing));
+                driver::spawn(self.pool, (self.id, key.clone()), link, opened);
                 self.done.send_replace(Outcome::Opened);
                 Ok(reserved)
             }
@@ -106,7 +126,12 @@ struct Opened {
 }
 
 /// TCP, TLS with the expected identity, HTTP/2.
-async fn handshakes<D, F>(key: &PoolKey, svid: &Arc<Svid>, dial: D) -> Result<Opened, ConnectError>
+async fn handshakes<D, F>(
+    key: &PoolKey,
+    svid: &Arc<Svid>,
+    dial: D,
+    connected: &AtomicBool,
+) -> Result<Opened, ConnectError>
 where
     D: FnOnce() -> F,
     F: Future<Output = io::Result<TcpStream>>,
@@ -114,6 +139,7 @@ where
     let peer = key.peer;
     let tls_error = |source: TlsError| ConnectError::Tls { peer, source: Arc::new(source) };
     let tcp = dial().await.map_err(|source| ConnectError::Dial { peer, source: Arc::new(source) })?;
+    connected.store(true, Relaxed);
     let ground = Ground::new(svid, Usage::Server);
     // Not sent (no SNI), and not checked: the identity is.
     let name = peer.ip().into();

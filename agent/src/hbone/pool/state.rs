@@ -21,6 +21,7 @@ use super::{
 use crate::{
     hbone::{
         Loss, STREAMS_PER_CONNECTION,
+        handshakes::Verdict,
         link::{Lease, Link},
     },
     identity::{Svid, TlsFailure},
@@ -58,6 +59,7 @@ pub(super) struct Ready {
     pub(super) fresh_until: SystemTime,
     pub(super) link: Arc<Link>,
     pub(super) tls: TlsFailure,
+    pub(super) verdict: Verdict,
 }
 
 struct Live {
@@ -73,6 +75,7 @@ pub(super) struct Reserved {
     pub(super) lease: Lease,
     pub(super) link: Arc<Link>,
     pub(super) tls: TlsFailure,
+    pub(super) verdict: Verdict,
 }
 
 /// Where a tunnel finds room.
@@ -283,6 +286,7 @@ impl Ready {
             lease: self.link.lease(),
             link: self.link.clone(),
             tls: self.tls.clone(),
+            verdict: self.verdict.clone(),
         }
     }
 }

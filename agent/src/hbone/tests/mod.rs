@@ -3,6 +3,7 @@
 mod hostile;
 mod pool;
 mod server;
+mod standing;
 mod tls;
 mod tunnel;
 
@@ -117,7 +118,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// A certificate authority in a directory of its own.
 struct Authority {
     ca: Arc<LocalCa>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Authority {
@@ -125,7 +126,13 @@ impl Authority {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("ca");
         LocalCa::init(&path, &"cluster.local".parse().unwrap(), Lifetimes::default()).unwrap();
-        Self { ca: Arc::new(LocalCa::open(&path).unwrap()), _dir: dir }
+        Self { ca: Arc::new(LocalCa::open(&path).unwrap()), dir }
+    }
+
+    /// Issues a certificate that is valid for `lifetime`.
+    async fn svid_for(&self, account: &str, lifetime: Duration) -> Arc<Svid> {
+        let ca = LocalCa::open(&self.dir.path().join("ca")).unwrap().with_lifetime(lifetime);
+        SvidStore::new(Arc::new(ca)).svid(&identity(account)).await.unwrap()
     }
 
     /// Issues a new certificate each time.

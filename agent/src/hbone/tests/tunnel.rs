@@ -121,10 +121,48 @@ async fn a_half_that_is_dropped_early_resets_the_tunnel() {
                     (None, None)
                 }
             };
-            let reset = TunnelError::Reset(h2::Reason::CANCEL);
-            assert_eq!(far_sender.closed().await, reset, "{case}, client {from_client}");
+            // RFC 9113 §8.1: what a server says that has answered in full and wants no more.
+            let code = match (case, from_client) {
+                ("receiver, the sender finished", false) => h2::Reason::NO_ERROR,
+                _ => h2::Reason::CANCEL,
+            };
+            assert_eq!(far_sender.closed().await, TunnelError::Reset(code), "{case}, client {from_client}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_was_finished_before_a_reset_is_received_in_full_and_ends_well() {
+    for from_client in [true, false] {
+        let mut pair = Pair::new().await;
+        let (near, far) = halves(&mut pair).await;
+        let ((mut sender, receiver), (mut far_sender, mut far_receiver)) =
+            if from_client { (near, far) } else { (far, near) };
+        // Nothing of it has left when the receiver goes: more than the pipe holds, less than the window.
+        sender.send(Bytes::from(vec![3; 400_000])).await.unwrap();
+        sender.finish();
+        drop(receiver);
+        assert!(matches!(far_sender.closed().await, TunnelError::Reset(_)));
+        let closed = timeout(Duration::ZERO, far_receiver.closed()).await;
+        assert!(closed.is_err(), "nothing that whoever receives must know: {closed:?}");
+        assert_eq!(read_all(&mut far_receiver).await.len(), 400_000, "client {from_client}");
+        assert!(far_receiver.recv().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_reset_in_the_middle_is_told_to_whoever_waits_and_to_whoever_receives() {
+    let mut pair = Pair::new().await;
+    let ((mut sender, _receiver), (_far_sender, mut far_receiver)) = halves(&mut pair).await;
+    sender.send(Bytes::from_static(b"half of it")).await.unwrap();
+    // Received first: a reset discards what is underway.
+    assert_eq!(far_receiver.recv().await.unwrap().unwrap(), "half of it");
+    sender.reset();
+    let reset = TunnelError::Reset(h2::Reason::CANCEL);
+    assert_eq!(far_receiver.closed().await, reset);
+    assert_eq!(far_receiver.closed().await, reset, "told as often as asked");
+    assert_eq!(far_receiver.recv().await, Some(Err(reset)));
+    assert_eq!(far_receiver.recv().await, None);
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::sync::watch;
 
 use super::{
-    follow::FileState,
     svid::Rejected,
     trust::{Trust, TrustError},
 };
@@ -20,6 +19,7 @@ mod grpc;
 mod issued;
 pub mod istio;
 mod local;
+pub mod vault;
 
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
@@ -27,6 +27,7 @@ pub use local::{
     CaDirectory, Force, InitError, IntermediateError, IssuerFiles, Lifetimes, LocalCa, Need, NeedSource,
     RootInfo, RootsError, WriteError, sign_request, write_new,
 };
+pub use vault::VaultCa;
 
 /// An authority that signs the certificates of workloads.
 pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
@@ -42,13 +43,8 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
 
-    /// Returns how reading went of the files that the authority follows.
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        Vec::new()
-    }
-
-    /// Returns the certificates that this authority signs with, as far as it knows them: the issuer first, then those
-    /// that vouch for it, without the root.
+    /// Returns the intermediates that it signs with now, without the root; empty for an authority elsewhere, of which only
+    /// the certificates tell that it signed.
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         Vec::new()
     }
@@ -178,6 +174,9 @@ pub enum CaError {
     /// The authority that is asked over gRPC did not sign.
     #[error(transparent)]
     Grpc(#[from] GrpcError),
+    /// Vault cannot be used, or did not sign.
+    #[error(transparent)]
+    Vault(#[from] vault::VaultError),
     /// The authority did not answer in time.
     #[error("the authority did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),

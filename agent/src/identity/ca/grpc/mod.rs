@@ -25,7 +25,7 @@ use std::{
 };
 
 use rustls::pki_types::ServerName;
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tonic::{
     Request,
     metadata::{AsciiMetadataValue, MetadataValue},
@@ -38,7 +38,7 @@ use self::{
 };
 use super::{CaError, CertificateAuthority, Csr, Issued, Signing, istio};
 use crate::{
-    identity::{FileState, Followed, Trust, TrustBundle},
+    identity::{Followed, Trust, TrustBundle},
     mesh::Identity,
 };
 
@@ -71,7 +71,6 @@ pub struct GrpcCa {
     cluster: Option<AsciiMetadataValue>,
     lifetime: Duration,
     links: Links,
-    files: Vec<watch::Receiver<FileState>>,
 }
 
 impl GrpcCa {
@@ -86,30 +85,15 @@ impl GrpcCa {
         let follow =
             |what, path: PathBuf| Followed::start(what, vec![path.clone()], move || read_roots(what, &path));
         let mesh_roots = follow("trust bundle", roots)?;
-        let mut files = vec![mesh_roots.state()];
         let server_roots = match server_roots {
-            Some(path) => {
-                let followed = follow("roots of the authority's server", path)?;
-                files.push(followed.state());
-                followed
-            }
+            Some(path) => follow("roots of the authority's server", path)?,
             None => mesh_roots.clone(),
         };
         let path = token.clone();
         let followed = Followed::start(TOKEN, vec![token.clone()], move || Token::read(&path))?;
-        files.push(followed.state());
         let cluster = cluster.map(MetadataValue::try_from).transpose().map_err(|_| CaError::Cluster)?;
         let links = Links::new(address.clone(), server_name, server_roots);
-        Ok(Self {
-            address,
-            token: followed,
-            token_path: token,
-            roots: mesh_roots,
-            cluster,
-            lifetime,
-            links,
-            files,
-        })
+        Ok(Self { address, token: followed, token_path: token, roots: mesh_roots, cluster, lifetime, links })
     }
 
     async fn ask(&self, csr: &Csr, identity: &Identity) -> Result<Issued, GrpcError> {
@@ -161,10 +145,6 @@ impl CertificateAuthority for GrpcCa {
 
     fn trust(&self) -> Trust {
         self.roots.watch()
-    }
-
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        self.files.clone()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use pem::{EncodeConfig, LineEnding, Pem};
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use super::params;
 use crate::{
-    identity::{CaError, Csr, Issued, Svid, spiffe::single_uri, trust::TrustBundle},
+    identity::{CaError, Csr, Issued, Svid, certificate::time, spiffe::single_uri, trust::TrustBundle},
     mesh::{Identity, TrustDomain},
 };
 
@@ -98,7 +98,8 @@ impl Intermediate {
         Ok(Issued { chain: [leaf.into()].into_iter().chain(self.chain.iter().cloned()).collect() })
     }
 
-    /// Signs a server's certificate that is valid until `until`, and never longer than the intermediate itself.
+    /// Makes a key and signs a certificate for a server of these names that is valid until `until`, and never longer
+    /// than the intermediate itself.
     pub(super) fn certify_server(
         &self,
         names: &[ServerName<'_>],
@@ -212,10 +213,14 @@ pub(super) fn trust_domain_of(certificate: &X509Certificate<'_>) -> Option<Trust
     single_uri(certificate).ok()?.strip_prefix("spiffe://")?.parse().ok()
 }
 
+/// When a certificate becomes valid.
+pub(super) fn not_before(certificate: &X509Certificate<'_>) -> SystemTime {
+    time(certificate.validity().not_before.timestamp())
+}
+
 /// When a certificate expires.
 pub(super) fn not_after(certificate: &X509Certificate<'_>) -> SystemTime {
-    let expiry = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    UNIX_EPOCH + Duration::from_secs(expiry)
+    time(certificate.validity().not_after.timestamp())
 }
 
 /// Reads a private key, and says so where others than its owner can read it too.

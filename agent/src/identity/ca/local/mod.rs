@@ -49,7 +49,7 @@ pub use self::{
 use self::{files::Intermediate, place::Place, signed::Records};
 use super::{CaError, CertificateAuthority, Csr, Signing};
 use crate::{
-    identity::{FileState, Followed, Trust, TrustBundle},
+    identity::{Followed, Trust, TrustBundle},
     mesh::{Identity, TrustDomain},
 };
 
@@ -62,7 +62,9 @@ pub struct LocalCa {
     trust: Trust,
     generation: watch::Receiver<u64>,
     records: Option<Records>,
-    files: [watch::Receiver<FileState>; 2],
+    /// Kept, since they end with the last clone.
+    roots: Followed<TrustBundle>,
+    signers: Followed<Signer>,
     _publishing: AbortOnDropHandle<()>,
 }
 
@@ -120,18 +122,15 @@ impl LocalCa {
     fn open_at(place: Place) -> Result<Self, CaError> {
         let here = place.clone();
         let roots = Followed::start("trust bundle", vec![place.roots()], move || here.read_roots())?;
-        let first = Signer::read(&place, None)?;
-        let (here, trust_domain) = (place.clone(), first.intermediate.trust_domain);
-        let ours = trust_domain.clone();
+        let trust_domain = Signer::read(&place, None)?.intermediate.trust_domain;
+        let (here, ours) = (place.clone(), trust_domain.clone());
         let signers = Followed::start("intermediate", place.all(), move || Signer::read(&here, Some(&ours)))?;
-        let files = [roots.state(), signers.state()];
-
         let (trust_sender, trust) = watch::channel(roots.get());
         let (signer_sender, signer) = watch::channel(signers.get());
         let (generation_sender, generation) = watch::channel(0);
         let publisher = Publisher {
-            roots,
-            signers,
+            roots: roots.watch(),
+            signers: signers.watch(),
             trust: trust_sender,
             signer: signer_sender,
             generation: generation_sender,
@@ -143,7 +142,8 @@ impl LocalCa {
             trust,
             generation,
             records: place.directory().map(Records::new),
-            files,
+            roots,
+            signers,
             place,
             _publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
         })
@@ -166,7 +166,8 @@ impl LocalCa {
         self.signer.borrow().intermediate.not_after
     }
 
-    /// Makes a key and signs a certificate of `lifetime` for a server of these names, for TLS as on the web.
+    /// Makes a key and signs a certificate for a server of these names, for TLS as on the web: no member of the mesh
+    /// takes it for one of its own, since no SPIFFE ID is in it.
     ///
     /// # Errors
     /// Where the authority's own certificate has expired, or the cryptographic library fails.
@@ -206,10 +207,6 @@ impl CertificateAuthority for LocalCa {
         self.trust.clone()
     }
 
-    fn files(&self) -> Vec<watch::Receiver<FileState>> {
-        self.files.to_vec()
-    }
-
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         self.signer.borrow().intermediate.chain.clone()
     }
@@ -225,6 +222,8 @@ impl std::fmt::Debug for LocalCa {
             .field("trust_domain", &self.trust_domain)
             .field("not_after", &self.not_after())
             .field("lifetime", &self.lifetime)
+            .field("roots", &self.roots)
+            .field("signers", &self.signers)
             .finish_non_exhaustive()
     }
 }
@@ -250,8 +249,8 @@ impl Signer {
 
 /// Takes new content of the files into use, in the one order that lets nobody sign what nobody trusts.
 struct Publisher {
-    roots: Followed<TrustBundle>,
-    signers: Followed<Signer>,
+    roots: watch::Receiver<Arc<TrustBundle>>,
+    signers: watch::Receiver<Arc<Signer>>,
     trust: watch::Sender<Arc<TrustBundle>>,
     signer: watch::Sender<Arc<Signer>>,
     generation: watch::Sender<u64>,
@@ -259,7 +258,7 @@ struct Publisher {
 
 impl Publisher {
     async fn run(self) {
-        let (mut roots, mut signers) = (self.roots.watch(), self.signers.watch());
+        let (mut roots, mut signers) = (self.roots.clone(), self.signers.clone());
         let mut day = interval(DAY);
         loop {
             tokio::select! {

@@ -37,15 +37,14 @@ pub(super) fn leaf(identity: &Identity, until: SystemTime) -> Result<Certificate
     Ok(params)
 }
 
-/// A server's certificate for TLS as on the web, by the names that clients know it by. No member of the mesh takes it for
-/// one of its own: there is no SPIFFE ID in it.
+/// A server's certificate, by the names that clients know it by.
 pub(super) fn server(names: &[ServerName<'_>], until: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
     let name = |name: &ServerName<'_>| match name {
         ServerName::IpAddress(address) => Ok(SanType::IpAddress((*address).into())),
         name => Ok(SanType::DnsName(name.to_str().into_owned().try_into()?)),
     };
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = names.iter().map(name).collect::<Result<_, rcgen::Error>>()?;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

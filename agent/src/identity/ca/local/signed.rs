@@ -65,7 +65,7 @@ impl Signed {
     }
 
     /// Writes it into `dir`, unless what is there says more.
-    fn write(&self, dir: &Path) -> Result<(), WriteError> {
+    pub(super) fn write(&self, dir: &Path) -> Result<(), WriteError> {
         ensure_dir(dir)?;
         let failed = |source| WriteError { path: dir.to_owned(), source };
         let lock = File::open(dir).map_err(failed)?;

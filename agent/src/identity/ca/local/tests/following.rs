@@ -2,8 +2,9 @@
 
 use tokio::time::{sleep, timeout};
 
+use super::super::signed::Signed;
 use super::*;
-use crate::identity::ca::{CaDirectory, Force};
+use crate::identity::ca::{CaDirectory, CertificateAuthority, Force};
 
 impl Fixture {
     fn directory(&self) -> CaDirectory {
@@ -32,7 +33,12 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Whether the newest content of the intermediate's files was refused.
 fn refused(ca: &LocalCa) -> bool {
-    ca.files()[1].borrow().error.is_some()
+    ca.signers.state().borrow().error.is_some()
+}
+
+/// What it signs with.
+fn chain(ca: &LocalCa) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    ca.signer.borrow().intermediate.chain.clone()
 }
 
 async fn issuer_of(ca: &LocalCa) -> Vec<u8> {
@@ -42,25 +48,17 @@ async fn issuer_of(ca: &LocalCa) -> Vec<u8> {
 #[tokio::test]
 async fn replaced_intermediate_signs_and_certificates_of_the_old_one_are_renewed_soon() {
     let fixture = Fixture::new();
-    // Renewed at some ten minutes by itself, and within two when the issuer changed: the clock says which.
-    let ca = Arc::new(fixture.open().with_lifetime(Duration::from_secs(20)));
-    let store = SvidStore::new(Arc::clone(&ca) as Arc<dyn crate::identity::CertificateAuthority>);
+    // By themselves renewed after 45 seconds at the earliest; after another issuer within ten.
+    let ca = Arc::new(fixture.open().with_lifetime(Duration::from_secs(100)));
+    let store = SvidStore::new(Arc::clone(&ca) as Arc<dyn CertificateAuthority>);
     let first = store.svid(&identity(WEB)).await.unwrap();
     let planned = store.snapshot()[0].renew_at.unwrap();
 
     fixture.directory().renew_intermediate(&fixture.dir.join("root.key"), HOUR).unwrap();
-    until("another issuer", || *ca.generation().borrow() == 1).await;
-    until("an earlier renewal", || {
-        store.snapshot()[0].renew_at.unwrap() < planned || {
-            store.snapshot()[0].svid.as_ref().unwrap().serial() != first.serial()
-        }
-    })
-    .await;
-    until("a certificate by it", || {
-        store.snapshot()[0].svid.as_ref().unwrap().chain()[1] != first.chain()[1]
-    })
-    .await;
-    assert_eq!(ca.chain()[0], store.svid(&identity(WEB)).await.unwrap().chain()[1]);
+    let newest = || store.snapshot()[0].svid.clone().unwrap();
+    until("a certificate by another issuer", || newest().chain()[1] != first.chain()[1]).await;
+    assert!(SystemTime::now() < planned, "long before its half-life");
+    assert_eq!(chain(&ca)[0], newest().chain()[1]);
     assert_eq!(*ca.generation().borrow(), 1, "once");
 }
 
@@ -77,7 +75,7 @@ async fn pair_that_is_replaced_file_by_file_signs_throughout() {
         until("a refusal", || refused(&ca)).await;
         assert_eq!(issuer_of(&ca).await, old, "after {first}");
         fixture.overwrite(second, &fs::read(other.dir.join(second)).unwrap());
-        until("the other issuer", || ca.chain()[0].as_ref() != old).await;
+        until("the other issuer", || chain(&ca)[0].as_ref() != old).await;
         assert_ne!(issuer_of(&ca).await, old);
         until("no refusal", || !refused(&ca)).await;
     }
@@ -96,7 +94,7 @@ async fn intermediate_whose_root_is_not_trusted_yet_waits_for_it() {
     let mut roots = fs::read(fixture.dir.join("root.pem")).unwrap();
     roots.extend(fs::read(other.dir.join("root.pem")).unwrap());
     fixture.overwrite("root.pem", &roots);
-    until("the other issuer", || ca.chain()[0].as_ref() != old).await;
+    until("the other issuer", || chain(&ca)[0].as_ref() != old).await;
     // Never signs what it does not trust itself.
     assert_ne!(issuer_of(&ca).await, old);
     assert_eq!(ca.trust().borrow().certificates().len(), 2);
@@ -112,10 +110,10 @@ async fn intermediate_of_another_trust_domain_is_refused_while_running() {
         fixture.copy_from(&other, file);
     }
     until("a refusal", || {
-        ca.files()[1].borrow().error.as_ref().is_some_and(|error| error.contains("other.example"))
+        ca.signers.state().borrow().error.as_ref().is_some_and(|error| error.contains("other.example"))
     })
     .await;
-    assert_eq!(ca.chain()[0].as_ref(), old);
+    assert_eq!(chain(&ca)[0].as_ref(), old);
     assert_eq!(*ca.trust_domain(), domain());
 }
 
@@ -132,7 +130,7 @@ async fn roots_are_followed_both_ways() {
     until("one root", || trust.borrow().certificates().len() == 1).await;
     // What cannot be read takes nothing away.
     fixture.overwrite("root.pem", b"");
-    until("a refusal", || ca.files()[0].borrow().error.is_some()).await;
+    until("a refusal", || ca.roots.state().borrow().error.is_some()).await;
     assert_eq!(trust.borrow().certificates().len(), 1);
 }
 
@@ -141,15 +139,15 @@ async fn what_is_signed_is_recorded_first_and_never_shortened() {
     let fixture = Fixture::new();
     let ca = fixture.open().with_lifetime(HOUR);
     let svid_until = svid(&ca, WEB).await.not_after();
-    let records = super::super::signed::Signed::read_all(&fixture.dir.join("signed")).unwrap();
+    let records = Signed::read_all(&fixture.dir.join("signed")).unwrap();
     let [record] = &records[..] else { panic!("one issuer, one record: {records:?}") };
-    assert_eq!(record.chain, ca.chain());
+    assert_eq!(record.chain, chain(&ca));
     assert!(record.until >= svid_until && record.until < svid_until + HOUR / 8, "{record:?}");
 
     // Another process on the same directory, with shorter certificates.
     let short = fixture.open().with_lifetime(HOUR / 2);
     svid(&short, WEB).await;
-    let again = super::super::signed::Signed::read_all(&fixture.dir.join("signed")).unwrap();
+    let again = Signed::read_all(&fixture.dir.join("signed")).unwrap();
     assert_eq!(again[0].until, record.until);
 }
 
@@ -159,4 +157,32 @@ async fn directory_that_takes_no_records_signs_all_the_same() {
     fs::write(fixture.dir.join("signed"), "in the way").unwrap();
     svid(&fixture.open(), WEB).await;
     assert_eq!(fs::read(fixture.dir.join("signed")).unwrap(), b"in the way");
+}
+
+#[tokio::test]
+async fn records_of_several_processes_keep_the_latest_end() {
+    let fixture = Fixture::new();
+    let chain = chain(&fixture.open());
+    let dir = fixture.dir.join("signed");
+    let now = SystemTime::now();
+    std::thread::scope(|scope| {
+        for process in 0..8_u32 {
+            let (chain, dir) = (&chain, &dir);
+            scope.spawn(move || {
+                for step in 0..50 {
+                    let until = now + HOUR + Duration::from_secs((step * 7 + process * 13).into());
+                    Signed { chain: chain.clone(), until }.write(dir).unwrap();
+                }
+            });
+        }
+    });
+    let [record] = &Signed::read_all(&dir).unwrap()[..] else { panic!("one issuer, one record") };
+    let latest =
+        (0..8_u32).flat_map(|process| (0..50).map(move |step| step * 7 + process * 13)).max().unwrap();
+    let ends = now + HOUR + Duration::from_secs(latest.into());
+    assert!(
+        record.until <= ends && record.until + Duration::from_secs(1) > ends,
+        "whole seconds: {record:?}"
+    );
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "nothing else is left");
 }

@@ -13,21 +13,21 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use prometheus_client::registry::Registry;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 
-use super::{
-    AuthorityArgs,
-    agent::{LogFormat, start_log},
-    authority::server_name,
-};
 use crate::{
     admin::{Admin, Check},
     ca_server::{
         Audit, CaService, Callers, Metrics, ServerCertificate, ServiceAccount, ServiceConfig, TokenRules,
         serve,
     },
+    cli::{
+        AuthorityArgs,
+        agent::{LogFormat, start_log},
+        authority::server_name,
+    },
     control::Manifests,
-    identity::{FileState, LocalCa},
+    identity::{LocalCa, followed, keep_memory_private},
     shutdown::Shutdown,
 };
 
@@ -117,6 +117,7 @@ pub(super) struct ServeArgs {
 
 /// Serves until a signal ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    keep_memory_private().context("forbidding core dumps")?;
     start_log(&args.log, args.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -152,8 +153,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let audit = Audit::start(io::stdout()).context("starting the thread that writes the audit")?;
     let shutdown = Shutdown::default();
-    let files = [Some(callers.file()), certificate.file()].into_iter().flatten().chain(ca.files()).collect();
-    let admin = admin(registry, files, &manifests, Arc::clone(&certificate), shutdown.clone());
+    let admin = admin(registry, &manifests, Arc::clone(&certificate), shutdown.clone());
     tokio::spawn(Arc::new(admin).serve_public(admin_listener));
 
     let config = ServiceConfig {
@@ -187,7 +187,6 @@ fn own_certificate(args: &ServeArgs, local: Option<Arc<LocalCa>>) -> anyhow::Res
 
 fn admin(
     registry: Registry,
-    files: Vec<watch::Receiver<FileState>>,
     manifests: &Manifests,
     certificate: Arc<ServerCertificate>,
     shutdown: Shutdown,
@@ -204,13 +203,14 @@ fn admin(
     ];
     let problems = manifests.problems();
     let notes = Box::new(move || {
-        let files = files.iter().filter_map(|file| {
-            let state = file.borrow();
-            Some(format!("{} is not in use as it is now: {}", state.what, state.error.as_ref()?))
-        });
+        let files = followed()
+            .into_iter()
+            .filter_map(|file| Some(format!("{} is not in use as it is now: {}", file.what, file.error?)));
         files.chain(problems.borrow().iter().map(ToString::to_string)).collect()
     });
-    Admin { registry, checks, notes, dump: Box::new(|| serde_json::Value::Null) }
+    // The private pages are an agent's: this server has no unix socket.
+    let nothing = || Box::new(|| serde_json::Value::Null);
+    Admin { registry, checks, notes, dump: nothing(), certificates: nothing() }
 }
 
 fn valid(not_after: Option<SystemTime>) -> Result<String, String> {

@@ -1,0 +1,5 @@
+//! Fuzzes certificates.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::certificate(data));

@@ -1,0 +1,5 @@
+//! Fuzzes SPIFFE IDs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::identity(data));
