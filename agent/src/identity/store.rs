@@ -187,7 +187,7 @@ impl SvidStore {
 
     /// Returns the intermediates that the authority signs with now, as far as it knows them.
     pub(super) fn issuers(&self) -> Vec<CertificateDer<'static>> {
-        self.0.ca.chain()
+        self.0.issuance.ca.chain()
     }
 
     /// Returns when the authority last signed something that is usable; none before the first time.

@@ -31,7 +31,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::{pki_types::ServerName, sign::CertifiedKey};
+use rustls::{
+    pki_types::{CertificateDer, ServerName},
+    sign::CertifiedKey,
+};
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -194,6 +197,10 @@ impl CertificateAuthority for LocalCa {
 
     fn trust(&self) -> Trust {
         self.trust.clone()
+    }
+
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.signer.borrow().intermediate.chain.clone()
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
