@@ -43,12 +43,6 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
 
-    /// Returns the intermediates that it signs with now, without the root; empty for an authority elsewhere, of which only
-    /// the certificates tell that it signed.
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        Vec::new()
-    }
-
     /// Returns a number that changes when another issuer signs from now on: certificates that were signed before are
     /// then renewed soon, and not only at half of their lives. One that never changes for an authority that does not
     /// know.

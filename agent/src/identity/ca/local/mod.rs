@@ -32,10 +32,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustls::{
-    pki_types::{CertificateDer, ServerName},
-    sign::CertifiedKey,
-};
+use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -205,10 +202,6 @@ impl CertificateAuthority for LocalCa {
 
     fn trust(&self) -> Trust {
         self.trust.clone()
-    }
-
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.signer.borrow().intermediate.chain.clone()
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
