@@ -44,13 +44,13 @@ async fn behind(
     World::behind(|_| {}, authority).await
 }
 
-/// Has the local authority sign; it does so at once.
+/// Has the local authority sign, on a thread that may wait for it: it first records what it signs.
 fn sign(ca: &LocalCa, csr: &Csr, identity: &Identity) -> Result<Issued, CaError> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match ca.sign(csr, identity).as_mut().poll(&mut context) {
-        std::task::Poll::Ready(outcome) => outcome,
-        std::task::Poll::Pending => panic!("the local authority waits for nothing"),
-    }
+    let signing = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(ca.sign(csr, identity))
+    };
+    std::thread::scope(|scope| scope.spawn(signing).join().unwrap())
 }
 
 #[tokio::test]
