@@ -16,9 +16,10 @@
 //!
 //! What is wiped from memory, and what is not: a workload's key as PKCS#8 is wiped as soon as rustls has it, and
 //! rustls' own copy when the last configuration that uses it goes (AWS-LC cleans what it frees); the intermediate's
-//! PKCS#8 and the text of its file are wiped too. Not wiped: copies that the PEM library makes on the way in and
-//! out, the session secrets that rustls does not wipe itself, and what the kernel may have swapped out. None of it gets
-//! into a core dump: [`keep_memory_private`].
+//! PKCS#8 and the text of its file are wiped too, and so are Vault's tokens and the JWTs for them. Not wiped: copies that
+//! the PEM library makes on the way in and out, what the HTTP library has in its buffers, the session secrets that
+//! rustls does not wipe itself, and what the kernel may have swapped out. None of it gets into a core dump:
+//! [`keep_memory_private`].
 
 mod at;
 pub mod ca;
@@ -56,7 +57,7 @@ mod store_tests;
 mod testing;
 
 pub use at::{At, span};
-pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, LocalCa, VaultCa};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, IssuerFiles, LocalCa, VaultCa};
 pub use certificate::CertificateFacts;
 pub use crl::CrlError;
 pub use fingerprint::Fingerprint;

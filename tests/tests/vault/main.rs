@@ -5,5 +5,6 @@ mod agents;
 mod faults;
 mod logins;
 mod pki;
+mod serve;
 mod server;
 mod signing;

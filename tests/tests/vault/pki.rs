@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -53,6 +54,7 @@ impl Role {
         Self {
             key_type: "ec",
             require_cn: false,
+            use_csr_sans: false,
             allowed_uri_sans: vec!["spiffe://cluster.local/*".to_owned()],
             max_ttl: Duration::from_secs(24 * 3600),
             ..Self::default()
@@ -189,7 +191,7 @@ impl Role {
 }
 
 /// An authority under another one, or a root.
-pub(crate) fn authority(
+fn authority(
     name: &str,
     issuer: Option<&CertifiedIssuer<'static, KeyPair>>,
 ) -> CertifiedIssuer<'static, KeyPair> {
@@ -206,6 +208,16 @@ pub(crate) fn authority(
         None => CertifiedIssuer::self_signed(params, key),
     }
     .expect("an authority's certificate")
+}
+
+/// Root, certificate and key in PEM of a server at `address`.
+pub(crate) fn certified(address: IpAddr) -> (String, String, String) {
+    let root = authority("root of a server's certificate", None);
+    let key = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec![address.to_string()]).expect("an address");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let certificate = params.signed_by(&key, &root).expect("a certificate");
+    (root.pem(), certificate.pem(), key.serialize_pem())
 }
 
 /// `*` stands for anything.

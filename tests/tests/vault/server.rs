@@ -14,7 +14,6 @@ use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
@@ -22,11 +21,11 @@ use tokio_rustls::{
     TlsAcceptor,
     rustls::{
         ServerConfig,
-        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     },
 };
 
-use super::pki::{Pki, authority};
+use super::pki::{Pki, certified};
 
 /// A running server. It ends when it is dropped.
 pub(crate) struct Vault {
@@ -330,19 +329,14 @@ async fn respond(
     Ok(response.body(Full::from(text)).unwrap())
 }
 
-/// A certificate for the server's address, under a root that is written to `vault-ca.pem`.
+/// Takes a certificate for the server's address, whose root is written to `vault-ca.pem`.
 fn acceptor(address: IpAddr, directory: &Path) -> TlsAcceptor {
-    let root = authority("root of Vault's certificate", None);
-    std::fs::write(directory.join("vault-ca.pem"), root.pem()).unwrap();
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec![address.to_string()]).unwrap();
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let certificate = params.signed_by(&key, &root).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
+    let (roots, certificate, key) = certified(address);
+    std::fs::write(directory.join("vault-ca.pem"), roots).unwrap();
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let config =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
     TlsAcceptor::from(Arc::new(config))
 }
 

@@ -164,6 +164,20 @@ async fn life_that_the_role_shortens_is_accepted() {
 }
 
 #[tokio::test]
+async fn request_may_ask_for_less_and_not_for_more() {
+    let (vault, file) = vault_and_token();
+    let ca = VaultCa::open(config(&vault, VaultAuth::TokenFile(file))).unwrap();
+    for (asked, expected) in [(HOUR / 4, HOUR / 4), (HOUR * 4, HOUR)] {
+        let (identity, key) = (WEB.parse().unwrap(), KeyPair::generate().unwrap());
+        let csr = Csr::new(&identity, &key).unwrap().with_lifetime(asked);
+        let issued = ca.sign(&csr, &identity).await.unwrap();
+        let svid = Svid::new(&identity, &key, issued, ca.trust()).unwrap();
+        let left = svid.not_after().duration_since(SystemTime::now()).unwrap();
+        assert!(left <= expected && left > expected - Duration::from_secs(60), "{left:?}");
+    }
+}
+
+#[tokio::test]
 async fn no_certificate_outlives_its_issuer() {
     let (vault, file) = vault_and_token();
     vault.with(|state| {

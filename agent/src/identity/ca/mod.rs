@@ -24,8 +24,8 @@ pub mod vault;
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
 pub use local::{
-    CaDirectory, Force, InitError, IntermediateError, Lifetimes, LocalCa, Need, NeedSource, RootInfo,
-    RootsError, WriteError, sign_request, write_new,
+    CaDirectory, Force, InitError, IntermediateError, IssuerFiles, Lifetimes, LocalCa, Need, NeedSource,
+    RootInfo, RootsError, WriteError, sign_request, write_new,
 };
 pub use vault::VaultCa;
 
@@ -131,7 +131,7 @@ pub enum CaError {
         source: TrustError,
     },
     /// A trial certificate was refused: the authority's files do not belong together, or one of them is expired.
-    #[error("{}: intermediate.pem, intermediate.key and root.pem do not work together: {source}", .path.display())]
+    #[error("{}: the intermediate, its key and the roots do not work together: {source}", .path.display())]
     Unsound {
         /// The directory.
         path: PathBuf,

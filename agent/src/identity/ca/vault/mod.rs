@@ -21,12 +21,11 @@ use std::{
 
 use http::StatusCode;
 use humantime::format_duration;
-use pem::Pem;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{CaError, CertificateAuthority, Csr, Issued, Signing};
+use super::{CaError, CertificateAuthority, Csr, Issued, Signing, istio::request_pem};
 use crate::{
     identity::trust::Trust,
     mesh::{Identity, TrustDomain},
@@ -100,7 +99,7 @@ pub struct VaultCa {
 #[derive(Serialize)]
 struct SignRequest<'a> {
     csr: &'a str,
-    /// Taken where the role has `use_csr_sans=false`, the same as in the request itself.
+    /// Taken where the role has `use_csr_sans=false`; otherwise the names in the request are.
     uri_sans: &'a str,
     ttl: &'a str,
     format: &'a str,
@@ -151,27 +150,17 @@ impl VaultCa {
             return Err(CaError::TrustDomain { ours: self.trust_domain.clone(), asked: identity.clone() });
         }
         self.roots.known().await?;
+        let asked = csr.lifetime().map_or(self.lifetime, |wanted| wanted.min(self.lifetime));
         let SignAnswer { data: Signed { certificate, ca_chain, issuing_ca }, warnings } =
-            self.signed(&self.request(csr, identity)).await?;
+            self.signed(&request(csr, identity, asked)).await?;
         let garbage = |problem: String| VaultError::Garbage { request: self.path(), problem };
         // Of `pem_bundle`, which this does not ask for, the certificate comes first, too.
         let mut own = chain::certificates([certificate]).map_err(garbage)?.into_iter();
         let leaf = own.next().ok_or_else(|| garbage("there is no certificate in it".to_owned()))?;
         let issuers = ca_chain.into_iter().flatten().chain(issuing_ca);
         let others = own.chain(chain::certificates(issuers).map_err(garbage)?).collect();
-        self.compare_lifetime(&leaf, &warnings.unwrap_or_default());
+        self.compare_lifetime(&leaf, asked, &warnings.unwrap_or_default());
         Ok(Issued { chain: chain::ordered(leaf, others) })
-    }
-
-    fn request(&self, csr: &Csr, identity: &Identity) -> Vec<u8> {
-        let body = SignRequest {
-            csr: &pem::encode(&Pem::new("CERTIFICATE REQUEST", csr.der().to_vec())),
-            uri_sans: &identity.to_string(),
-            ttl: &format!("{}s", self.lifetime.as_secs().max(1)),
-            format: "pem",
-            exclude_cn_from_sans: true,
-        };
-        serde_json::to_vec(&body).expect("strings are JSON")
     }
 
     /// Has a request signed, with another token where the first one is refused and there is another.
@@ -218,12 +207,12 @@ impl VaultCa {
     }
 
     /// Says once where certificates are valid for less than was asked for: they are renewed more often.
-    fn compare_lifetime(&self, leaf: &CertificateDer<'_>, warnings: &[String]) {
-        let Some(lifetime) = lifetime(leaf, SystemTime::now()) else { return };
-        if lifetime + self.lifetime / 10 < self.lifetime && !self.shortened.swap(true, Relaxed) {
+    fn compare_lifetime(&self, leaf: &CertificateDer<'_>, asked: Duration, warnings: &[String]) {
+        let Some(got) = lifetime(leaf, SystemTime::now()) else { return };
+        if got + asked / 10 < asked && !self.shortened.swap(true, Relaxed) {
             tracing::warn!(
-                asked = %format_duration(self.lifetime),
-                got = %format_duration(Duration::from_secs(lifetime.as_secs())),
+                asked = %format_duration(asked),
+                got = %format_duration(Duration::from_secs(got.as_secs())),
                 vault = error::quoted(warnings),
                 "Vault shortens certificates' lives: raise max_ttl of role {} and of the mount (vault secrets tune \
                  -max-lease-ttl), or ask for less (--certificate-lifetime)",
@@ -231,6 +220,17 @@ impl VaultCa {
             );
         }
     }
+}
+
+fn request(csr: &Csr, identity: &Identity, lifetime: Duration) -> Vec<u8> {
+    let body = SignRequest {
+        csr: &request_pem(csr.der()),
+        uri_sans: &identity.to_string(),
+        ttl: &format!("{}s", lifetime.as_secs().max(1)),
+        format: "pem",
+        exclude_cn_from_sans: true,
+    };
+    serde_json::to_vec(&body).expect("strings are JSON")
 }
 
 impl CertificateAuthority for VaultCa {
