@@ -15,10 +15,8 @@ use aya_ebpf::{
 
 use agent_ebpf::{Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind};
 
-use crate::context::{self, IPPROTO_MPTCP, IPPROTO_TCP};
+use crate::context::{self, IPPROTO_TCP};
 use crate::state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES};
-
-const SOCK_STREAM: u32 = 1;
 
 /// Why a connect fails.
 pub(crate) enum Refusal {
@@ -82,14 +80,12 @@ pub(crate) fn connect6(ctx: &SockAddrContext) -> Result<(), Refusal> {
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<Redirect>, Refusal> {
     // SAFETY: the context is valid while the program runs; volatile as in `context`.
-    let (sk, tcp) = unsafe {
+    let (sk, protocol) = unsafe {
         let ctx = ctx.sock_addr;
-        let protocol = read_volatile(&raw const (*ctx).protocol);
-        let stream = read_volatile(&raw const (*ctx).type_) == SOCK_STREAM;
-        ((*ctx).__bindgen_anon_1.sk, stream && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP))
+        ((*ctx).__bindgen_anon_1.sk, read_volatile(&raw const (*ctx).protocol))
     };
-    if !tcp {
-        return Ok(None);
+    if protocol != IPPROTO_TCP {
+        return Ok(None); // the hook runs for UDP too; for MPTCP it is the subflow that connects, which is TCP
     }
     // SAFETY: the helper takes the context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
@@ -101,7 +97,7 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
     }
     state::forget(sk);
 
-    if address.is_zero() || address.is_loopback() {
+    if address.is_unspecified() || address.is_loopback() {
         return Ok(None); // `connect` to 0.0.0.0 or :: means loopback
     }
     if pod.owns(&address) {

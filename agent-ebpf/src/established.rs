@@ -95,9 +95,6 @@ fn loop_kind(tuple: &Tuple) -> Option<u32> {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let here = tuple(ctx);
-    if state::pod_of(here.netns).is_none() {
-        return;
-    }
     // The entry is keyed as the connecting side sees it.
     let there = Tuple {
         netns: here.netns,
@@ -126,13 +123,6 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(socket) = state::socket(sk) else { return };
-    if socket.kind != kind::CAPTURED
-        && socket.kind != kind::OWN
-        && socket.kind != kind::DIAL
-        && socket.kind != kind::AGENT
-    {
-        return;
-    }
     let tuple = tuple(ctx);
     let owner = owner(ctx);
     // By then the ends may belong to another socket already.

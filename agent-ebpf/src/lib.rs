@@ -248,6 +248,12 @@ impl Address {
         (self.0[0] | self.0[1] | self.0[2] | self.0[3]) == 0
     }
 
+    /// Returns whether it is 0.0.0.0 or ::.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.0[3] == 0 && (self.is_v4() || self.is_zero())
+    }
+
     /// Returns whether it is 127.0.0.0/8 or ::1.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {

@@ -17,7 +17,7 @@ use crate::{
 #[inline(always)]
 pub(crate) fn getpeername4(ctx: &SockAddrContext) {
     let (peer, port) = context::user4(ctx.sock_addr);
-    if let Some((shown, port)) = shown(ctx, peer, port).filter(|(shown, _)| shown.is_v4()) {
+    if let Some((shown, port)) = shown(ctx, peer, port) {
         context::set_user4(ctx.sock_addr, &shown, port);
     }
 }

@@ -84,16 +84,10 @@ pub(crate) fn socket(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
     storage(sk, ptr::null_mut(), 0)
 }
 
-/// Notes what is known of a socket; false where there is no memory.
+/// Notes what is known of a socket of which nothing is known yet; false where there is no memory.
 #[inline(always)]
 pub(crate) fn remember(sk: *mut bpf_sock, mut value: Socket) -> bool {
-    match storage(sk, &raw mut value, BPF_SK_STORAGE_GET_F_CREATE.into()) {
-        Some(stored) => {
-            *stored = value;
-            true
-        }
-        None => false,
-    }
+    storage(sk, &raw mut value, BPF_SK_STORAGE_GET_F_CREATE.into()).is_some()
 }
 
 /// Forgets what was known of a socket.

@@ -477,6 +477,10 @@ fn services_lead_where_kubernetes_says() {
     refused_at_once(&client, nobody.address(80));
     // A port that the service does not have is no way to the pods.
     assert!(answer(&client, numeric.address(7070)).is_err());
+    let record = eventually(PATIENCE, || {
+        world.a.access_log().into_iter().find(|record| record.destination() == Some(numeric.address(7070)))
+    });
+    assert_eq!(record.reason().as_deref(), Some("no_such_port"), "{record:?}");
 
     near.set_ready(false).unwrap();
     for far_only in [&numeric, &named, &affine, &close, &same] {

@@ -156,6 +156,54 @@ fn an_application_that_does_not_listen_is_a_reset_at_once() {
     tcp::exchange(client.connect(server.at(CLOSED)).unwrap(), 1000).unwrap();
 }
 
+/// The destination's agent gives it up before the client's agent gives up the destination's, and so the log says which
+/// of them was at fault.
+#[test]
+fn an_application_that_does_not_answer_is_given_up() {
+    let mesh = Mesh::new().unwrap();
+    let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
+    let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
+    let agents = agents(&mesh, ["node-a", "node-b"]);
+    // One connection fits into the queue of an application that accepts none; the kernel drops the others' SYNs.
+    let full = server.listen(PORT).unwrap();
+    nix::sys::socket::listen(&full, Backlog::new(0).unwrap()).unwrap();
+    let _waiting = server.connect(server.at(PORT)).unwrap();
+    for target in [server.at_v4(PORT), server.at_v6(PORT)] {
+        assert_eq!(failure(&client, target), io::ErrorKind::ConnectionReset);
+        assert_eq!(reason(&agents[0], target), "peer_unavailable");
+        assert_eq!(reason(&agents[1], target), "timeout");
+    }
+}
+
+#[test]
+fn without_a_certificate_nothing_is_sent() {
+    let mesh = Mesh::new().unwrap();
+    let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
+    let stranger = mesh.pod("stranger").on("node-a").start().unwrap();
+    let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
+    let echo = server.serve(PORT, tcp::echo).unwrap();
+    // No certificate outlives the one that signed it, and an authority whose own has expired signs no more.
+    let ca = mesh.directory().join("short-lived");
+    let mut init = Command::new(lab::culvert().unwrap());
+    init.args(["ca", "init", ca.to_str().unwrap(), "--trust-domain", "cluster.local"]);
+    assert!(init.args(["--intermediate-lifetime", "15s"]).status().unwrap().success());
+    let agents = ["node-a", "node-b"].map(|node| mesh.agent(node).ca_dir(&ca).start().unwrap());
+    for agent in &agents {
+        agent.wait_ready().unwrap();
+        eventually(PATIENCE, || {
+            agent.metrics().unwrap().sum("culvert_certificate_requests_total", &[("result", "failed")]) > 0.0
+        });
+    }
+    for target in [server.at_v4(PORT), server.at_v6(PORT)] {
+        assert_eq!(failure(&client, target), io::ErrorKind::ConnectionReset);
+        assert_eq!(reason(&agents[0], target), "no_certificate");
+    }
+    assert_eq!(echo.accepted(), 0, "in plaintext");
+    // The control: plaintext would have arrived.
+    tcp::ping(&mut stranger.connect(server.at(PORT)).unwrap(), "plain").unwrap();
+    assert_eq!(echo.accepted(), 1);
+}
+
 /// How a peer on port 15008 misbehaves.
 #[derive(Clone, Copy, Debug)]
 enum Peer {

@@ -6,8 +6,9 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
+    sync::mpsc,
     thread,
 };
 
@@ -351,6 +352,75 @@ fn a_pod_outside_the_mesh_reaches_an_enrolled_one_in_plaintext() {
     tcp::ping(&mut member.connect(server.at(8080)).unwrap(), marker).unwrap();
     assert!(!capture.stop().unwrap().contains(marker));
     assert_ne!(counters(&agent), before, "a member's connection is counted");
+}
+
+/// A service is in the mesh as a whole once one of its endpoints is; the agent reaches the others in plaintext, and
+/// keeps the same promises there.
+#[test]
+fn an_endpoint_outside_the_mesh_is_reached_through_a_service_in_plaintext() {
+    const LAST_WORDS: usize = 4 << 20;
+    let mesh = Mesh::new().unwrap();
+    let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
+    let pod = |name: &str| mesh.pod(name).on("node-b").label("app", "mixed").port(name, 8080);
+    let _inside = pod("inside").enrolled().start().unwrap();
+    let outsider = pod("outsider").opted_out().start().unwrap();
+    let silent = pod("silent").opted_out().start().unwrap();
+    let service = mesh.service("mixed").select("app", "mixed").named_port("in", 80, "inside");
+    let service = service.named_port("out", 81, "outsider").named_port("gone", 82, "silent").apply().unwrap();
+    let [agent, _other] = start_agents(&mesh);
+
+    // Ends its direction first, and still hears the client's last words to their end.
+    let (heard, words) = mpsc::channel();
+    let server = outsider
+        .serve(8080, move |mut stream: TcpStream| {
+            stream.write_all(b"!").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut words = Vec::new();
+            let ending = stream.read_to_end(&mut words).map_err(|error| error.kind());
+            heard.send((words.len(), ending.map(drop))).unwrap();
+        })
+        .unwrap();
+    let open = |target| {
+        let mut stream = client.connect(target).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "!");
+        stream
+    };
+    for (target, source) in [(service.address(81), client.ipv4()), (service.address_v6(81), client.ipv6())] {
+        let mut stream = open(target);
+        stream.write_all(&vec![7; LAST_WORDS]).unwrap();
+        drop(stream);
+        assert_eq!(words.recv_timeout(PATIENCE).unwrap(), (LAST_WORDS, Ok(())));
+        assert_eq!(server.peers().last().unwrap().ip(), source);
+        let record = eventually(PATIENCE, || {
+            agent.access_log().into_iter().find(|record| record.destination() == Some(target))
+        });
+        assert!(record.is_ok() && record.field("security").as_deref() == Some("none"), "{record:?}");
+    }
+
+    // One that does not answer is given up.
+    let mut ip = mesh.node("node-b").command("ip");
+    let blackhole = ["route", "replace", "blackhole", &format!("{}/32", silent.ipv4())];
+    assert!(ip.args(blackhole).status().unwrap().success());
+    let target = service.address(82);
+    let ending = client.connect(target).and_then(|mut stream| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.read(&mut [0])
+    });
+    assert_eq!(ending.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let record = eventually(PATIENCE, || {
+        agent.access_log().into_iter().find(|record| record.destination() == Some(target))
+    });
+    assert_eq!(record.reason().as_deref(), Some("timeout"), "{record:?}");
+
+    // One whose client's agent dies is told.
+    let cut = open(service.address(81));
+    agent.kill9();
+    assert_eq!(words.recv_timeout(PATIENCE).unwrap(), (0, Err(ErrorKind::ConnectionReset)));
+    drop(cut);
 }
 
 fn copy_manifests(from: &Path, to: &Path, wanted: impl Fn(&str) -> bool) {

@@ -108,6 +108,30 @@ fn a_killed_agent_leaves_no_way_in_and_a_restart_needs_nothing_of_the_pods() {
     tcp::ping(&mut outside, "after").unwrap();
 }
 
+/// An agent that starts takes over what an earlier one left, and forgets what nobody wants; not a pod that it cannot
+/// enrol.
+#[test]
+fn a_pod_that_a_restarted_agent_cannot_enrol_stays_closed() {
+    let world = World::new(&[]);
+    let World { client, server, a, .. } = &world;
+    let echo = server.serve(8080, tcp::echo).unwrap();
+    drop(world.connected(8080));
+    a.kill9();
+    let accepted = echo.accepted();
+    let addresses = client.manifest().addresses;
+    client.update(|pod| pod.addresses = vec!["10.1.200.9".parse().unwrap()]).unwrap();
+    a.restart().unwrap();
+    // By then it has forgotten what it forgets.
+    eventually(PATIENCE, || a.get("/healthz/ready").is_ok_and(|ready| ready.body.contains("10.1.200.9")));
+    for target in [server.at_v4(8080), server.at_v6(8080)] {
+        assert_eq!(client.connect(target).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+    assert_eq!(echo.accepted(), accepted, "in plaintext");
+    client.update(|pod| pod.addresses = addresses).unwrap();
+    let stream = world.connected(8080);
+    assert_eq!(stream.peer_addr().unwrap(), server.at(8080));
+}
+
 #[test]
 fn a_transfer_that_is_cut_ends_in_a_reset_at_both_ends() {
     #[derive(Clone, Copy, Debug)]

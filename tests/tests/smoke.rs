@@ -1,5 +1,10 @@
 //! The harness with real agents: the shortest way through a mesh, and an agent's life as the suites use it.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
 use lab::{Agent, Mesh, PATIENCE, Pod, Service, eventually, tcp};
 
 struct World {
@@ -47,6 +52,49 @@ fn a_service_is_reached_over_both_families_and_both_agents_report_it() {
     }
     let opened = a.metrics().unwrap().sum("istio_tcp_connections_opened_total", &[("reporter", "source")]);
     assert!((opened - 3.0).abs() < f64::EPSILON, "{opened}");
+}
+
+/// A client that says little and a server that says much, so that neither direction can be taken for the other; and one
+/// connection that fails.
+#[test]
+fn both_agents_count_what_they_carried() {
+    const ANSWER: usize = 100_000;
+    let World { agents, client, web, .. } = &world();
+    let _server = web.serve(8080, |mut stream: TcpStream| {
+        let _ = stream.read_exact(&mut [0]).and_then(|()| stream.write_all(&[7; ANSWER]));
+    });
+    let mut stream = client.connect(web.at(8080)).unwrap();
+    stream.write_all(b"?").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.len(), ANSWER);
+    drop(stream);
+    let refused = client.connect(web.at(8081)).and_then(|mut stream| stream.read(&mut [0]));
+    assert!(refused.is_err(), "nobody listens there");
+
+    for (agent, reporter, failure) in
+        [(&agents[0], "source", "peer_unavailable"), (&agents[1], "destination", "dial_failed")]
+    {
+        eventually(PATIENCE, || agent.access_log().len() == 2);
+        let log = agent.access_log();
+        let carried = log.iter().find(|line| line.is_ok()).unwrap();
+        assert_eq!((carried.bytes_sent(), carried.bytes_received()), (1, ANSWER as u64));
+        // The last figure changes a moment after the line.
+        eventually(PATIENCE, || {
+            let metrics = agent.metrics().unwrap();
+            let count = |name, labels: &[(&str, &str)]| metrics.sum(name, labels) as u64;
+            let by = |name| count(name, &[("reporter", reporter)]);
+            let now = [
+                by("istio_tcp_connections_opened_total"),
+                by("istio_tcp_connections_closed_total"),
+                by("istio_tcp_received_bytes_total"),
+                by("istio_tcp_sent_bytes_total"),
+                count("culvert_connections_failed_total", &[("reporter", reporter), ("reason", failure)]),
+                count("culvert_connections_active", &[]),
+            ];
+            if now == [1, 1, 1, ANSWER as u64, 1, 0] { Ok(()) } else { Err(format!("{reporter}: {now:?}")) }
+        });
+    }
 }
 
 #[test]

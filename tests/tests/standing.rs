@@ -21,7 +21,8 @@ fn certificate(agent: &Agent, account: &str) -> Value {
     let dump: Value = serde_json::from_str(&dump).unwrap();
     let certificates = dump["certificates"].as_array().unwrap().clone();
     let identity = format!("spiffe://cluster.local/ns/default/sa/{account}");
-    certificates.into_iter().find(|certificate| certificate["identity"] == identity).expect("a certificate")
+    let held = certificates.into_iter().find(|held| held["identity"] == identity).expect("an identity");
+    held["certificate"].clone()
 }
 
 fn serial(agent: &Agent, account: &str) -> String {

@@ -90,9 +90,6 @@ fn bind(at: IpAddr) -> io::Result<TcpListener> {
         if at.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        // Inherited by what is accepted, whose local port is the one that the client asked for: without it, an
-        // application could not begin to listen on 15008 or below 1024 while a connection has that port.
-        socket.set_reuse_address(true)?;
         let port = rand::rng().random_range(PORTS);
         match socket.bind(&SocketAddr::new(at, port).into()) {
             Ok(()) => {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, SanType};
+use rcgen::{CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, SanType};
 use rustls::{
     AlertDescription, ClientConfig, ConfigBuilder, HandshakeKind, NamedGroup, PeerIncompatible,
     ProtocolVersion, RootCertStore, ServerConfig,
@@ -204,6 +204,38 @@ async fn certificate_of_a_thousand_purposes_does_not_fill_the_log() {
         |error| error.to_string().len() < 1000,
     )
     .await;
+}
+
+/// Another implementation could read it as a second URI.
+#[tokio::test]
+async fn certificate_with_a_name_that_does_not_parse_is_refused() {
+    let name = |bytes: &[u8]| [&[0x86, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    refused(
+        |params| {
+            let SanType::URI(id) = params.subject_alt_names.remove(0) else { panic!("a URI comes first") };
+            let names = [name(id.as_str().as_bytes()), name(b"spiffe://\xff")].concat();
+            let names = [&[0x30, u8::try_from(names.len()).unwrap()], &names[..]].concat();
+            // subjectAltName, RFC 5280 §4.2.1.6.
+            params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], names));
+        },
+        Reason::BadCertificate,
+        |error| is_refusal(error, &IdentityRefusal::Unreadable),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn certificate_without_its_key_is_refused() {
+    let no_key = |end: Result<Session, TlsError>| {
+        let error = end.expect_err("who has a certificate without its key was let in");
+        assert!(matches!(error, TlsError::UnknownIssuer), "{error:?}");
+    };
+    let mut pair = Pair::new();
+    pair.server = pair.root.issue_stolen(&leaf(WEB));
+    no_key(pair.handshake().await.client);
+    let mut pair = Pair::new();
+    pair.client = pair.root.issue_stolen(&leaf(CLIENT));
+    no_key(pair.handshake().await.server);
 }
 
 #[tokio::test]

@@ -13,9 +13,9 @@ use tokio::{
 };
 
 use super::{
-    CaError, CertificateAuthority, Csr, Ground, IdentityRefusal, Issued, Rejected, Svid, SvidError,
+    CaError, CertificateAuthority, Csr, Ground, IdentityRefusal, Issued, LocalCa, Rejected, Svid, SvidError,
     SvidStatus, SvidStore, TlsError, Trust, TrustBundle, Usage,
-    ca::Signing,
+    ca::{Lifetimes, Signing},
     queue::AT_ONCE,
     testing::{CLIENT, HOUR, TestRoot, WEB, identity, leaf, uri},
 };
@@ -401,8 +401,10 @@ async fn memory_of_two_thousand_identities() {
         let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
         pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
     };
-    let ca = Scripted::new([Answer::Good(HOUR)]);
-    let store = store(&ca);
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("ca");
+    LocalCa::init(&path, &"cluster.local".parse().unwrap(), Lifetimes::default()).unwrap();
+    let store = SvidStore::new(Arc::new(LocalCa::open(&path).unwrap()));
     for identity in many(100) {
         store.svid(&identity).await.unwrap();
     }

@@ -79,10 +79,19 @@ impl TestRoot {
     /// Makes a key and signs for it.
     pub(super) fn issue(&self, leaf: &CertificateParams) -> Arc<SingleCertAndKey> {
         let key = KeyPair::generate().unwrap();
-        let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der()));
-        let signer = any_ecdsa_type(&pkcs8).unwrap();
-        Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![self.sign(leaf, &key)], signer)))
+        present(self.sign(leaf, &key), &key)
     }
+
+    /// Signs for a key that whoever presents the certificate does not have: anybody can see a certificate.
+    pub(super) fn issue_stolen(&self, leaf: &CertificateParams) -> Arc<SingleCertAndKey> {
+        present(self.sign(leaf, &KeyPair::generate().unwrap()), &KeyPair::generate().unwrap())
+    }
+}
+
+fn present(certificate: CertificateDer<'static>, key: &KeyPair) -> Arc<SingleCertAndKey> {
+    let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialized_der()));
+    let signer = any_ecdsa_type(&pkcs8).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![certificate], signer)))
 }
 
 /// What a good certificate of `spiffe_id` has in it; tests spoil it.

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
     raw,
-    world::{MESH4, MESH6, POD4, POD6, World, addr, echo, eventually, ip, line, listen},
+    world::{MESH4, MESH6, POD4, POD6, World, addr, blocking, echo, eventually, ip, line, listen},
 };
 
 #[test]
@@ -43,11 +43,14 @@ fn a_syn_that_no_connect_made_is_refused() {
         world.pod.run(|| raw::forge_syn(addr("10.77.0.2:50000"), SocketAddr::new(ip(POD4), port)));
         eventually("a forged SYN is refused", || world.stats().refused_unknown == number as u64 + 1);
     }
+    // As one of the agent's own to an application.
+    world.pod.run(|| raw::forge_syn(addr("127.0.0.5:50000"), SocketAddr::new(ip(POD4), 80)));
+    eventually("a forged SYN is refused", || world.stats().refused_unknown == 4);
     // The control: a port that captured connections do not use is none of the programs' business.
     world.pod.run(|| raw::forge_syn(addr("10.77.0.2:50000"), addr("10.77.0.2:1024")));
     // Packets on loopback are handled in order: this connection's come later.
     world.pod.run(|| TcpStream::connect(addr("10.77.0.2:80")).map(drop).expect("connecting"));
-    assert_eq!(world.stats().refused_unknown, 3);
+    assert_eq!(world.stats().refused_unknown, 4);
     assert!(!agent.refused());
 }
 
@@ -79,7 +82,7 @@ fn an_accepted_destination_is_taken_once() {
     let world = World::new();
     let pod = world.enroll();
     let listener = pod.outbound_listeners().expect("listeners").remove(0);
-    listener.set_nonblocking(false).expect("a blocking listener");
+    blocking(&listener);
     let _client = world.pod.run(|| TcpStream::connect(addr(MESH4)).expect("connecting"));
     let (stream, _) = listener.accept().expect("accepting");
     assert_eq!(pod.orig_dst(&stream).expect("captured").to_string(), MESH4);
@@ -92,7 +95,7 @@ fn connections_between_the_same_ends_are_told_apart() {
     let world = World::new();
     let pod = world.enroll();
     let listener = pod.outbound_listeners().expect("listeners").remove(0);
-    listener.set_nonblocking(false).expect("a blocking listener");
+    blocking(&listener);
     let destinations: Vec<String> = (1..=200).map(|host| format!("10.99.1.{host}:8080")).collect();
     world.capture_all(&destinations.iter().map(String::as_str).collect::<Vec<_>>());
     // One source port, and 200 connections that are reset before they are accepted: of 1023 redirection ports many are
@@ -185,7 +188,7 @@ fn a_stopped_capture_still_serves_hbone() {
     server.accept().expect("accepting");
     echo(&mut captured);
     let hbone = agent.pod.hbone_listeners().expect("listeners").remove(0);
-    hbone.set_nonblocking(false).expect("a blocking listener");
+    blocking(&hbone);
     let _outside = world.out.run(|| TcpStream::connect(addr("10.77.0.2:15008")).expect("connecting"));
     hbone.accept().expect("accepting");
     assert_eq!(world.stats().captured, 1);

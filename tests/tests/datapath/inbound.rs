@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     raw,
-    world::{OUT4, OUT6, POD4, POD6, World, addr, echo, eventually, ip, listen},
+    world::{OUT4, OUT6, POD4, POD6, World, addr, blocking, echo, eventually, ip, listen},
 };
 
 /// Clients that exist nowhere in the suite.
@@ -95,9 +95,15 @@ fn an_accepted_socket_used_again_forgets_its_client() {
     let (accepted, _) = server.accept().expect("accepting");
     assert_eq!(accepted.peer_addr().expect("getpeername"), addr(CLIENT4));
     raw::disconnect(&accepted).expect("connecting to AF_UNSPEC");
+    let dialled_from = dialled.local_addr().expect("getsockname");
     drop((dialled, server));
     raw::connect(&accepted, outside.local_addr().expect("getsockname")).expect("connecting");
     assert_eq!(accepted.peer_addr().expect("getpeername"), addr("10.77.0.1:7000"));
+    // Also where it meets the very address that the agent had dialled from.
+    raw::disconnect(&accepted).expect("connecting to AF_UNSPEC");
+    let _inside = world.pod.run(|| listen(&dialled_from.to_string()));
+    raw::connect(&accepted, dialled_from).expect("connecting");
+    assert_eq!(accepted.peer_addr().expect("getpeername"), dialled_from);
 }
 
 #[test]
@@ -154,7 +160,7 @@ fn hbone_from_outside_reaches_the_agent_and_nothing_else_does() {
         .collect();
     let servers6: Vec<TcpListener> = ports.iter().map(|port| world.pod.run(|| v6_only(*port))).collect();
     let hbone = pod.hbone_listeners().expect("listeners");
-    hbone.iter().for_each(|listener| listener.set_nonblocking(false).expect("a blocking listener"));
+    hbone.iter().for_each(blocking);
 
     for (own, out, hbone, servers) in [(POD4, OUT4, &hbone[0], &servers), (POD6, OUT6, &hbone[1], &servers6)]
     {
@@ -196,7 +202,7 @@ fn the_agent_reaches_its_own_listener_of_the_pod() {
     let hbone = pod.hbone_listeners().expect("listeners");
     let runtime = runtime();
     for (own, hbone) in [(POD4, &hbone[0]), (POD6, &hbone[1])] {
-        hbone.set_nonblocking(false).expect("a blocking listener");
+        blocking(hbone);
         let dialled = runtime.block_on(pod.dialler().dial_peer(ip(own), at(own, 15008))).expect("dialling");
         let (_accepted, from) = hbone.accept().expect("accepting");
         assert_eq!(from, dialled.local_addr().expect("getsockname"));
@@ -205,16 +211,45 @@ fn the_agent_reaches_its_own_listener_of_the_pod() {
     assert_eq!(world.stats().handshakes, 0);
 }
 
+/// A service outside the mesh may lead to the pod itself, on a port that captured connections use.
+#[test]
+fn the_agent_reaches_the_pods_own_ports() {
+    let world = World::new();
+    let pod = world.enroll();
+    for own in [POD4, POD6] {
+        let target = at(own, 80);
+        let server = world.pod.run(|| listen(&target.to_string()));
+        let dialled = runtime().block_on(pod.dialler().dial_plain(target)).expect("dialling");
+        let (_accepted, from) = server.accept().expect("accepting");
+        assert_eq!(from, dialled.local_addr().expect("getsockname"));
+        assert_eq!(world.stats().handshakes, 0, "while the connection lives");
+    }
+    let refused = runtime().block_on(pod.dialler().dial_plain(at(POD4, 81))).expect_err("nobody listens");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(world.stats().handshakes, 0, "a failed dial leaves its entry");
+}
+
+#[test]
+fn hbone_to_an_address_that_is_not_the_pods_is_the_applications() {
+    let world = World::new();
+    let _pod = world.capture().enroll(world.pod.open(), &[ip(POD6)]).expect("enrolling");
+    let server = world.pod.run(|| listen("0.0.0.0:15008"));
+    let stream = world.out.run(|| TcpStream::connect(at(POD4, 15008)).expect("connecting from outside"));
+    let (_, from) = server.accept().expect("accepting");
+    assert_eq!(from, stream.local_addr().expect("getsockname"));
+    assert_eq!(world.stats().hbone, 0);
+}
+
 #[test]
 fn the_agent_is_never_captured() {
     let world = World::new();
     let agent = world.serve();
-    let server = world.out.run(|| listen("10.77.0.1:7000"));
-    world.capture_all(&["10.77.0.1:7000"]);
+    let server = world.out.run(|| listen("10.77.0.1:15008"));
+    world.capture_all(&["10.77.0.1:15008"]);
     let dialler = agent.pod.dialler();
     let runtime = runtime();
     for source in [Some(ip(POD4)), None] {
-        let target = addr("10.77.0.1:7000");
+        let target = addr("10.77.0.1:15008");
         let dialled = runtime.block_on(async {
             match source {
                 Some(source) => dialler.dial_peer(source, target).await,
@@ -227,12 +262,14 @@ fn the_agent_is_never_captured() {
         assert_eq!(from.ip(), ip(POD4));
         assert!(dialled.nodelay().expect("TCP_NODELAY"));
         assert_eq!(dialled.peer_addr().expect("getpeername"), target);
+        // A tunnel to another pod lives for long, and a pod's handshakes are few.
+        assert_eq!(world.stats().handshakes, 0);
     }
     assert_eq!(world.stats().captured, 0);
     // The control: anybody else is.
     world.pod.run(|| {
-        let mut stream = TcpStream::connect(addr("10.77.0.1:7000")).expect("connecting");
-        assert_eq!(crate::world::line(&mut stream), "10.77.0.1:7000");
+        let mut stream = TcpStream::connect(addr("10.77.0.1:15008")).expect("connecting");
+        assert_eq!(crate::world::line(&mut stream), "10.77.0.1:15008");
         echo(&mut stream);
     });
     assert_eq!(world.stats().captured, 1);
@@ -243,7 +280,7 @@ fn draining_refuses_what_is_new_and_keeps_what_waits() {
     let world = World::new();
     let pod = world.enroll();
     let listener = pod.outbound_listeners().expect("listeners").remove(0);
-    listener.set_nonblocking(false).expect("a blocking listener");
+    blocking(&listener);
     let mut waiting = world.pod.run(|| TcpStream::connect(addr(crate::world::MESH4)).expect("connecting"));
     pod.drain().expect("draining");
     let late =

@@ -24,9 +24,7 @@ fn pinned(world: &World) -> HashSet<BpfId> {
 }
 
 fn layout(world: &World) -> Vec<PathBuf> {
-    let directory =
-        Path::new(BPFFS).join("culvert").join(&world.node).join(format!("layout-{}", agent_ebpf::LAYOUT));
-    fs::read_dir(directory).expect("listing the pins").map(|entry| entry.expect("a pin").path()).collect()
+    fs::read_dir(world.pin("")).expect("listing the pins").map(|entry| entry.expect("a pin").path()).collect()
 }
 
 fn talks(world: &World) {

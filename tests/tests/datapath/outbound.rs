@@ -10,7 +10,9 @@ use nix::libc;
 
 use crate::{
     raw,
-    world::{Agent, MESH4, MESH6, POD4, POD6, World, addr, echo, emulated, ip, line, listen},
+    world::{
+        Agent, MESH4, MESH6, POD4, POD6, World, addr, blocking, echo, emulated, eventually, ip, line, listen,
+    },
 };
 
 /// Connects from the pod and checks both ends' view.
@@ -77,15 +79,30 @@ fn a_non_blocking_connect_is_captured() {
 fn mptcp_is_captured_and_sees_its_peer() {
     let world = World::new();
     let agent = world.serve();
+    let names = world.pin(agent_ebpf::maps::NAMES);
     for (to, own) in [(MESH4, POD4), (MESH6, POD6)] {
         let before = world.stats().captured;
+        let plain = world.pod.run(|| TcpStream::connect(addr(to)).expect("connecting"));
+        assert!(raw::is_empty(&names), "TCP needs none of the few names that there are");
+        drop(plain);
         world.pod.run(|| {
             let socket = raw::mptcp(addr(to)).expect("a kernel with MPTCP");
             raw::connect(&socket, addr(to)).expect("connecting");
-            assert_view(raw::stream(socket), to, own, to);
+            assert!(!raw::is_empty(&names));
+            let stream = raw::stream(socket);
+            assert_view(stream.try_clone().expect("dup"), to, own, to);
+            // A subflow that is merely closed may live for another minute.
+            raw::disconnect(&stream).expect("connecting to AF_UNSPEC");
         });
-        assert_captured(&world, &agent, before + 1);
+        assert_captured(&world, &agent, before + 2);
+        eventually("the name goes with the connection", || raw::is_empty(&names));
     }
+    let socket = world.pod.run(|| raw::mptcp(addr(MESH4)).expect("a kernel with MPTCP"));
+    raw::connect(&socket, addr(MESH4)).expect("connecting");
+    let pod = agent.stop();
+    assert!(!raw::is_empty(&names));
+    pod.unenroll().expect("un-enrolling");
+    assert!(raw::is_empty(&names), "names go with the pod");
 }
 
 #[test]
@@ -185,6 +202,26 @@ fn a_bound_socket_keeps_its_port() {
     assert_captured(&world, &agent, connected);
 }
 
+/// Redirected to its own port a socket would be connected to itself. One of 1023 redirections could be.
+#[test]
+fn a_bound_socket_is_never_connected_to_itself() {
+    let world = World::new();
+    let _agent = world.serve();
+    let connections = if emulated() { 100 } else { 8_000 };
+    world.pod.run(|| {
+        for count in 0..connections {
+            let socket = raw::tcp(addr(MESH4));
+            raw::set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).expect("SO_REUSEADDR");
+            raw::bind(&socket, addr("10.77.0.2:500")).expect("binding");
+            raw::connect(&socket, addr(MESH4)).expect("connecting");
+            culvert::capture::reset_on_close(&socket).expect("SO_LINGER");
+            let stream = raw::stream(socket);
+            stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("SO_RCVTIMEO");
+            assert_eq!(line(stream), MESH4, "connection {count}");
+        }
+    });
+}
+
 #[test]
 fn a_socket_bound_to_loopback_fails_as_without_the_mesh() {
     let world = World::new();
@@ -241,7 +278,7 @@ fn source_ports_do_not_run_out() {
     let pod = world.enroll();
     let connections = if emulated() { 1_000 } else { 30_000 };
     let listener = pod.outbound_listeners().expect("listeners").remove(0);
-    listener.set_nonblocking(false).expect("a blocking listener");
+    blocking(&listener);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..connections {

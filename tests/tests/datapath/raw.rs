@@ -138,6 +138,7 @@ pub(crate) enum BpfId {
     Link(u32),
 }
 
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_int = 14;
@@ -160,6 +161,19 @@ pub(crate) fn ids(path: &Path) -> Vec<BpfId> {
     if link { vec![BpfId::Link(info[1]), BpfId::Program(info[2])] } else { vec![BpfId::Map(info[1])] }
 }
 
+/// Returns whether the map that is pinned at a path has no entry.
+pub(crate) fn is_empty(path: &Path) -> bool {
+    let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("a path");
+    let map = bpf(BPF_OBJ_GET, &mut [c_path.as_ptr() as u64, 0]).expect("opening a pinned map");
+    // struct { __u32 map_fd; __aligned_u64 key; __aligned_u64 next_key; __u64 flags; }: no key asks for the first.
+    let mut key = [0u64; 32];
+    match bpf_number(BPF_MAP_GET_NEXT_KEY, &mut [map.as_raw_fd() as u64, 0, key.as_mut_ptr() as u64, 0]) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => panic!("asking for the first key of {}: {error}", path.display()),
+    }
+}
+
 /// Returns whether the kernel still has an object.
 pub(crate) fn exists(id: BpfId) -> bool {
     let (command, id) = match id {
@@ -176,7 +190,7 @@ fn bpf(command: libc::c_int, attr: &mut [u64; 2]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf_number(command: libc::c_int, attr: &mut [u64; 2]) -> io::Result<libc::c_int> {
+fn bpf_number<const WORDS: usize>(command: libc::c_int, attr: &mut [u64; WORDS]) -> io::Result<libc::c_int> {
     // SAFETY: `attr` is the part of the kernel's union that the command reads.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of_val(attr)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }

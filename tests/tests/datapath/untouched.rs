@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::ErrorKind,
     net::{TcpListener, TcpStream, UdpSocket},
+    time::Duration,
 };
 
 use culvert::{
@@ -52,12 +53,24 @@ fn destinations_outside_the_mesh() {
 fn loopback_and_the_pods_own_addresses() {
     let world = World::new();
     let agent = world.serve();
+    // In the mesh like every pod's; and no pod range, however wide, takes loopback along.
+    world.capture_all(&[
+        MESH4,
+        "10.77.0.2:0",
+        "[fd77::2]:0",
+        "127.0.0.1:0",
+        "[::1]:0",
+        "0.0.0.0:0",
+        "[::]:0",
+    ]);
     let before = counters(&world);
     // Ports in and out of the range that captured connections use.
     for to in [
         "127.0.0.1:80",
         "127.0.0.1:8000",
         "10.77.0.2:80",
+        "10.77.0.2:1023",
+        "10.77.0.2:1024",
         "10.77.0.2:8000",
         "[::1]:80",
         "[fd77::2]:81",
@@ -67,10 +80,10 @@ fn loopback_and_the_pods_own_addresses() {
         plain(&server, to, || world.pod.run(|| TcpStream::connect(addr(to)).expect("connecting")));
     }
     // `connect` to no address means loopback.
-    let server = world.pod.run(|| listen("127.0.0.1:82"));
-    plain(&server, "127.0.0.1:82", || {
-        world.pod.run(|| TcpStream::connect(addr("0.0.0.0:82")).expect("connecting"))
-    });
+    for (to, loopback) in [("0.0.0.0:82", "127.0.0.1:82"), ("[::]:82", "[::1]:82")] {
+        let server = world.pod.run(|| listen(loopback));
+        plain(&server, loopback, || world.pod.run(|| TcpStream::connect(addr(to)).expect("connecting")));
+    }
     assert_eq!(counters(&world), before);
     assert_eq!(world.stats().handshakes, 0);
     assert!(!agent.refused());
@@ -89,23 +102,29 @@ fn a_pod_whose_own_service_is_not_there_is_refused_by_the_kernel() {
     assert_eq!(world.stats().handshakes, 0);
 }
 
+fn udp(at: &str, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((ip(at), port)).expect("binding");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("SO_RCVTIMEO");
+    socket
+}
+
 #[test]
 fn udp_to_a_captured_destination() {
     let world = World::new();
     let _agent = world.serve();
     world.capture_all(&["10.77.0.1:0", "[fd77::1]:0"]);
     for (out, own) in [(OUT4, POD4), (OUT6, POD6)] {
-        let server = world.out.run(|| UdpSocket::bind((ip(out), 7000)).expect("binding"));
+        let server = world.out.run(|| udp(out, 7000));
         let before = counters(&world);
-        let client = world.pod.run(|| UdpSocket::bind((ip(own), 0)).expect("binding"));
+        let client = world.pod.run(|| udp(own, 0));
         raw::datagram(&client, (ip(out), 7000).into());
         let mut bytes = [0; 16];
         let (length, from) = server.recv_from(&mut bytes).expect("receiving");
         assert_eq!((&bytes[..length], from), (&b"datagram"[..], client.local_addr().expect("getsockname")));
         assert_eq!(client.peer_addr().expect("getpeername"), (ip(out), 7000).into());
         // Inbound too, to the port that TCP connections are steered from.
-        let server = world.pod.run(|| UdpSocket::bind((ip(own), 15008)).expect("binding"));
-        let client = world.out.run(|| UdpSocket::bind((ip(out), 0)).expect("binding"));
+        let server = world.pod.run(|| udp(own, 15008));
+        let client = world.out.run(|| udp(out, 0));
         raw::datagram(&client, (ip(own), 15008).into());
         assert_eq!(
             server.recv_from(&mut bytes).expect("receiving").1,
@@ -162,6 +181,29 @@ fn connections_from_before_enrolment() {
     echo(&mut early);
     drop(early);
     echoes.join().expect("the server's thread");
+}
+
+#[test]
+fn a_socket_of_a_pod_that_left_forgets_where_it_was_captured_to() {
+    let world = World::new();
+    let agent = world.serve();
+    let outside = world.out.run(|| listen("10.77.0.1:7000"));
+    // Under the address that the connection was redirected to, and another port.
+    let inside = world.pod.run(|| listen("10.77.0.2:8000"));
+    let socket = world.pod.run(|| raw::tcp(addr(MESH4)));
+    raw::connect(&socket, addr(MESH4)).expect("connecting");
+    let stream = raw::stream(socket);
+    assert_eq!(line(&stream), MESH4);
+    agent.stop().unenroll().expect("un-enrolling");
+    let before = counters(&world);
+    for (server, to) in [(&outside, "10.77.0.1:7000"), (&inside, "10.77.0.2:8000")] {
+        raw::disconnect(&stream).expect("connecting to AF_UNSPEC");
+        plain(server, to, || {
+            raw::connect(&stream, addr(to)).expect("connecting");
+            stream.try_clone().expect("dup")
+        });
+    }
+    assert_eq!(counters(&world), before);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -47,6 +47,8 @@ impl World {
         pod.join(&out, &[ip(POD4), ip(POD6)], &[ip(OUT4), ip(OUT6)]);
         pod.default_route(ip(OUT4));
         pod.default_route(ip(OUT6));
+        // What should have been captured and was not must fail in seconds, not after two minutes.
+        pod.run(|| fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "3")).expect("setting tcp_syn_retries");
         wait_for_path(&out, &[POD4, POD6]);
         wait_for_path(&pod, &[OUT4, OUT6]);
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -76,6 +78,12 @@ impl World {
 
     pub(crate) fn config(&self) -> Config {
         Config { node: self.node.clone(), bpffs: BPFFS.into(), pod_ranges: Vec::new() }
+    }
+
+    /// Returns where something of the node is pinned.
+    pub(crate) fn pin(&self, name: &str) -> PathBuf {
+        let layout = format!("layout-{}", agent_ebpf::LAYOUT);
+        Path::new(BPFFS).join("culvert").join(&self.node).join(layout).join(name)
     }
 
     pub(crate) fn capture(&self) -> &Arc<Capture> {
@@ -237,9 +245,19 @@ pub(crate) fn emulated() -> bool {
     Path::new("/init").exists()
 }
 
-/// Listens with a socket of the suite's own making.
+/// Listens with a socket of the suite's own making; `accept` fails where nobody comes.
 pub(crate) fn listen(at: &str) -> TcpListener {
-    TcpListener::bind(addr(at)).unwrap_or_else(|error| panic!("listening at {at}: {error}"))
+    let listener = TcpListener::bind(addr(at)).unwrap_or_else(|error| panic!("listening at {at}: {error}"));
+    blocking(&listener);
+    listener
+}
+
+/// Makes `accept` wait, and fail after a minute: generous, as [`eventually`] is.
+pub(crate) fn blocking(listener: &TcpListener) {
+    listener.set_nonblocking(false).expect("a blocking listener");
+    let minute = nix::sys::time::TimeVal::new(60, 0);
+    nix::sys::socket::setsockopt(listener, nix::sys::socket::sockopt::ReceiveTimeout, &minute)
+        .expect("SO_RCVTIMEO");
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -22,6 +22,14 @@ pub(crate) const WAYS: [(&str, Connect); 4] = [
     ("non-blocking, by epoll", by_epoll),
     ("io_uring", by_uring),
 ];
+
+/// Connects from an address.
+pub(crate) fn bound(from: IpAddr, target: SocketAddr) -> io::Result<TcpStream> {
+    let socket = new_socket(target, SockFlag::empty())?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
+    Ok(socket.into())
+}
 
 /// Connects a socket that is connected already.
 pub(crate) fn again(stream: &TcpStream, target: SocketAddr) -> io::Result<()> {

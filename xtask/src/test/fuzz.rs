@@ -41,7 +41,13 @@ pub(super) fn run(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Certificates and requests of the mesh have some 500 bytes; one input may take ten seconds and 2 GiB. Quiet but for the
-/// last line.
-const LIMITS: [&str; 5] =
-    ["-max_len=2048", "-timeout=10", "-rss_limit_mb=2048", "-use_value_profile=1", "-verbosity=1"];
+/// Certificates and requests of the mesh have some 500 bytes; one input may take ten seconds and 2 GiB. Of libFuzzer's words
+/// only the sums.
+const LIMITS: [&str; 6] = [
+    "-max_len=2048",
+    "-timeout=10",
+    "-rss_limit_mb=2048",
+    "-use_value_profile=1",
+    "-verbosity=0",
+    "-print_final_stats=1",
+];
