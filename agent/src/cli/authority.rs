@@ -8,19 +8,29 @@ use rustls::pki_types::ServerName;
 
 use super::vault::VaultArgs;
 use crate::{
-    identity::{CertificateAuthority, GrpcCa, GrpcConfig, LocalCa, VaultCa, ca::CaAddress},
+    identity::{CertificateAuthority, GrpcCa, GrpcConfig, IssuerFiles, LocalCa, VaultCa, ca::CaAddress},
     mesh::TrustDomain,
 };
 
 /// The authority that signs the workloads' certificates: exactly one.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Certificate authority")]
-#[command(group = ArgGroup::new("authority").required(true).multiple(false).args(["ca_dir", "ca_address", "vault_address"]))]
+#[command(group = ArgGroup::new("authority").required(true).multiple(false)
+    .args(["ca_dir", "issuer_cert", "ca_address", "vault_address"]))]
 #[group(skip)]
 pub struct AuthorityArgs {
     /// A directory that `culvert ca init` made. Its root key is not needed here.
     #[arg(long, env = "CULVERT_CA_DIR", value_name = "DIR")]
     pub ca_dir: Option<PathBuf>,
+
+    /// The certificate of an intermediate that somebody else keeps, and what vouches for it, in PEM: `tls.crt` of a Secret
+    /// that cert-manager makes. Read again when the file changes.
+    #[arg(long, env = "CULVERT_CA_ISSUER_CERT", value_name = "FILE", requires_all = ["issuer_key", "ca_roots"])]
+    pub issuer_cert: Option<PathBuf>,
+
+    /// The key of --issuer-cert, in PEM: `tls.key`.
+    #[arg(long, env = "CULVERT_CA_ISSUER_KEY", value_name = "FILE")]
+    pub issuer_key: Option<PathBuf>,
 
     /// An authority that speaks Istio's CSR protocol, https://HOST:PORT: istiod, cert-manager's istio-csr, or
     /// `culvert ca serve`.
@@ -88,22 +98,29 @@ impl AuthorityArgs {
             let (ca, trust_domain) = self.open_vault(lifetime)?;
             return Ok((ca, trust_domain, None));
         }
-        let dir = self
-            .ca_dir
-            .as_ref()
-            .context("no certificate authority was named (--ca-dir, --ca-address, --vault-address)")?;
-        let ca = LocalCa::open(dir)
-            .with_context(|| format!("opening the certificate authority in {}", dir.display()))?
-            .with_lifetime(lifetime);
+        let ca = self.open_local()?.with_lifetime(lifetime);
         let trust_domain = ca.trust_domain().clone();
         let asked = self.trust_domain.as_ref().unwrap_or(&trust_domain);
-        let dir = dir.display();
         ensure!(
             *asked == trust_domain,
-            "the authority in {dir} signs for {trust_domain}, not for {asked} (--trust-domain)"
+            "the authority signs for {trust_domain}, not for {asked} (--trust-domain)"
         );
         let ca = Arc::new(ca);
         Ok((Arc::clone(&ca) as Arc<dyn CertificateAuthority>, trust_domain, Some(ca)))
+    }
+
+    fn open_local(&self) -> anyhow::Result<LocalCa> {
+        if let Some(certificate) = &self.issuer_cert {
+            let files = IssuerFiles {
+                certificate: certificate.clone(),
+                key: self.issuer_key.clone().context("--issuer-cert needs --issuer-key")?,
+                roots: self.ca_roots.clone().context("--issuer-cert needs --ca-roots")?,
+                trust_domain: self.trust_domain.clone(),
+            };
+            return LocalCa::open_files(files).context("opening the certificate authority of --issuer-cert");
+        }
+        let dir = self.ca_dir.as_ref().context("no certificate authority was named: --ca-dir names one")?;
+        LocalCa::open(dir).with_context(|| format!("opening the certificate authority in {}", dir.display()))
     }
 
     fn open_grpc(

@@ -127,7 +127,7 @@ impl Inventory {
             source,
             certificates,
             roots: facts(bundle.certificates()),
-            intermediates: intermediates(store, &held),
+            intermediates: intermediates(&held),
             revocation_lists: bundle.lists().iter().map(|list| RevocationList::of(list, now)).collect(),
             files: follow::followed().into_iter().map(FollowedFile::from).collect(),
         }
@@ -187,12 +187,11 @@ impl From<FileState> for FollowedFile {
     }
 }
 
-/// Returns the distinct intermediates of the certificates, and those that the authority signs with now; the one that
-/// expires first at the head, so that a bound drops those that matter least.
-pub(super) fn intermediates(store: &SvidStore, held: &[SvidStatus]) -> Vec<CertificateFacts> {
+/// Returns the distinct intermediates of the certificates, the one that expires first at the head, so that a bound
+/// drops those that matter least.
+pub(super) fn intermediates(held: &[SvidStatus]) -> Vec<CertificateFacts> {
     let chains = held.iter().filter_map(|status| status.svid.as_ref()?.chain().get(1..));
-    let issuers = store.issuers();
-    let distinct: HashSet<&CertificateDer<'_>> = chains.flatten().chain(&issuers).collect();
+    let distinct: HashSet<&CertificateDer<'_>> = chains.flatten().collect();
     let mut facts: Vec<_> = distinct.into_iter().filter_map(CertificateFacts::read).collect();
     facts.sort_by(|a, b| (a.not_after, &a.fingerprint).cmp(&(b.not_after, &b.fingerprint)));
     facts

@@ -82,7 +82,7 @@ impl CertificateMetrics {
             encoder,
             "culvert_ca_certificate_expiry_seconds",
             "Seconds until the certificate of a trusted root, or of an intermediate in use, expires; negative after",
-            series("root", roots).chain(series("intermediate", intermediates(&self.store, held))),
+            series("root", roots).chain(series("intermediate", intermediates(held))),
         )
     }
 

@@ -57,7 +57,7 @@ mod store_tests;
 mod testing;
 
 pub use at::{At, span};
-pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, LocalCa, VaultCa};
+pub use ca::{CaError, CertificateAuthority, Csr, GrpcCa, GrpcConfig, Issued, IssuerFiles, LocalCa, VaultCa};
 pub use certificate::CertificateFacts;
 pub use crl::CrlError;
 pub use fingerprint::Fingerprint;

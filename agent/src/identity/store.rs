@@ -12,7 +12,6 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
-use rustls::pki_types::CertificateDer;
 
 use super::{
     ca::{CaError, CertificateAuthority},
@@ -183,11 +182,6 @@ impl SvidStore {
     /// Returns which authority signs: its kind and where it is.
     pub fn source(&self) -> String {
         self.0.issuance.ca.source()
-    }
-
-    /// Returns the intermediates that the authority signs with now, as far as it knows them.
-    pub(super) fn issuers(&self) -> Vec<CertificateDer<'static>> {
-        self.0.issuance.ca.chain()
     }
 
     /// Returns when the authority last signed something that is usable; none before the first time.

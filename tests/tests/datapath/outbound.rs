@@ -99,7 +99,9 @@ fn mptcp_is_captured_and_sees_its_peer() {
     }
     let socket = world.pod.run(|| raw::mptcp(addr(MESH4)).expect("a kernel with MPTCP"));
     raw::connect(&socket, addr(MESH4)).expect("connecting");
-    agent.stop().unenroll().expect("un-enrolling");
+    let pod = agent.stop();
+    assert!(!raw::is_empty(&names));
+    pod.unenroll().expect("un-enrolling");
     assert!(raw::is_empty(&names), "names go with the pod");
 }
 

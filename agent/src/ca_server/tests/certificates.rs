@@ -1,67 +1,55 @@
 //! The authority behind the server, the server's own certificate, the audit, and the server's end.
 
-use std::future::ready;
-
 use super::*;
 use crate::identity::{Trust, ca::Signing};
 
-/// An authority that does as it is told.
-struct Told {
-    trust: Trust,
-    sign: Box<Sign>,
+/// An authority that does something else than it is asked for.
+#[derive(Debug)]
+struct Twisted {
+    local: Arc<LocalCa>,
+    twist: fn(&Csr, &Identity) -> Twist,
 }
 
-type Sign = dyn Fn(&Csr, &Identity) -> Result<Issued, CaError> + Send + Sync;
-
-impl std::fmt::Debug for Told {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Told")
-    }
+/// What it does.
+enum Twist {
+    /// It signs this.
+    Sign(Csr, Identity),
+    /// It answers this.
+    Answer(Result<Issued, CaError>),
 }
 
-impl CertificateAuthority for Told {
+impl CertificateAuthority for Twisted {
     fn sign<'a>(&'a self, csr: &'a Csr, identity: &'a Identity) -> Signing<'a> {
-        Box::pin(ready((self.sign)(csr, identity)))
+        Box::pin(async move {
+            match (self.twist)(csr, identity) {
+                Twist::Sign(csr, identity) => self.local.sign(&csr, &identity).await,
+                Twist::Answer(answer) => answer,
+            }
+        })
     }
 
     fn source(&self) -> String {
-        "test".to_owned()
+        "twisted".to_owned()
     }
 
     fn trust(&self) -> Trust {
-        self.trust.clone()
+        self.local.trust()
     }
 }
 
-async fn behind(
-    sign: impl Fn(&LocalCa, &Csr, &Identity) -> Result<Issued, CaError> + Send + Sync + 'static,
-) -> World {
-    let authority = |local: Arc<LocalCa>| {
-        let trust = local.trust();
-        let sign = Box::new(move |csr: &Csr, identity: &Identity| sign(&local, csr, identity));
-        Arc::new(Told { trust, sign }) as Arc<dyn CertificateAuthority>
-    };
-    World::behind(|_| {}, authority).await
-}
-
-/// Has the local authority sign; it does so at once.
-fn sign(ca: &LocalCa, csr: &Csr, identity: &Identity) -> Result<Issued, CaError> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match ca.sign(csr, identity).as_mut().poll(&mut context) {
-        std::task::Poll::Ready(outcome) => outcome,
-        std::task::Poll::Pending => panic!("the local authority waits for nothing"),
-    }
+async fn behind(twist: fn(&Csr, &Identity) -> Twist) -> World {
+    World::behind(|_| {}, |local| Arc::new(Twisted { local, twist })).await
 }
 
 #[tokio::test]
 async fn what_the_authority_signs_is_not_believed() {
-    let other_key = behind(|ca, _, identity| {
-        sign(ca, &Csr::new(identity, &KeyPair::generate().unwrap()).unwrap(), identity)
+    let other_key = behind(|_, identity| {
+        Twist::Sign(Csr::new(identity, &KeyPair::generate().unwrap()).unwrap(), identity.clone())
     });
-    let other_identity = behind(|ca, csr, _| sign(ca, csr, &identity("db")));
-    let longer = behind(|ca, csr, identity| sign(ca, &Csr::from_der(csr.der().clone()), identity));
-    let nothing = behind(|_, _, _| Ok(Issued { chain: Vec::new() }));
-    let failed = behind(|_, _, _| Err(CaError::Timeout(Duration::from_secs(1))));
+    let other_identity = behind(|csr, _| Twist::Sign(csr.clone(), identity("db")));
+    let longer = behind(|csr, identity| Twist::Sign(Csr::from_der(csr.der().clone()), identity.clone()));
+    let nothing = behind(|_, _| Twist::Answer(Ok(Issued { chain: Vec::new() })));
+    let failed = behind(|_, _| Twist::Answer(Err(CaError::Timeout(Duration::from_secs(1)))));
     for (world, reason, says) in [
         (other_key.await, "bad_certificate", "another key"),
         (other_identity.await, "bad_certificate", "sa/db"),

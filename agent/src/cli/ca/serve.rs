@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use prometheus_client::registry::Registry;
 use rustls::pki_types::ServerName;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 
 use crate::{
     admin::{Admin, Check},
@@ -27,7 +27,7 @@ use crate::{
         authority::server_name,
     },
     control::Manifests,
-    identity::{FileState, LocalCa, keep_memory_private},
+    identity::{LocalCa, followed, keep_memory_private},
     shutdown::Shutdown,
 };
 
@@ -153,8 +153,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut registry);
     let audit = Audit::start(io::stdout()).context("starting the thread that writes the audit")?;
     let shutdown = Shutdown::default();
-    let files = [Some(callers.file()), certificate.file()].into_iter().flatten().collect();
-    let admin = admin(registry, files, &manifests, Arc::clone(&certificate), shutdown.clone());
+    let admin = admin(registry, &manifests, Arc::clone(&certificate), shutdown.clone());
     tokio::spawn(Arc::new(admin).serve_public(admin_listener));
 
     let config = ServiceConfig {
@@ -188,7 +187,6 @@ fn own_certificate(args: &ServeArgs, local: Option<Arc<LocalCa>>) -> anyhow::Res
 
 fn admin(
     registry: Registry,
-    files: Vec<watch::Receiver<FileState>>,
     manifests: &Manifests,
     certificate: Arc<ServerCertificate>,
     shutdown: Shutdown,
@@ -205,10 +203,9 @@ fn admin(
     ];
     let problems = manifests.problems();
     let notes = Box::new(move || {
-        let files = files.iter().filter_map(|file| {
-            let state = file.borrow();
-            Some(format!("{} is not in use as it is now: {}", state.what, state.error.as_ref()?))
-        });
+        let files = followed()
+            .into_iter()
+            .filter_map(|file| Some(format!("{} is not in use as it is now: {}", file.what, file.error?)));
         files.chain(problems.borrow().iter().map(ToString::to_string)).collect()
     });
     // The private pages are an agent's: this server has no unix socket.

@@ -24,8 +24,8 @@ pub mod vault;
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
 pub use local::{
-    CaDirectory, Force, InitError, IntermediateError, Lifetimes, LocalCa, Need, NeedSource, RootInfo,
-    RootsError, WriteError, sign_request, write_new,
+    CaDirectory, Force, InitError, IntermediateError, IssuerFiles, Lifetimes, LocalCa, Need, NeedSource,
+    RootInfo, RootsError, WriteError, sign_request, write_new,
 };
 pub use vault::VaultCa;
 
@@ -42,12 +42,6 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the roots that vouch for what this authority signs, and so for all of the mesh, as they change.
     fn trust(&self) -> Trust;
-
-    /// Returns the intermediates that it signs with now, without the root; empty for an authority elsewhere, of which only
-    /// the certificates tell that it signed.
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        Vec::new()
-    }
 
     /// Returns a number that changes when another issuer signs from now on: certificates that were signed before are
     /// then renewed soon, and not only at half of their lives. One that never changes for an authority that does not
@@ -137,7 +131,7 @@ pub enum CaError {
         source: TrustError,
     },
     /// A trial certificate was refused: the authority's files do not belong together, or one of them is expired.
-    #[error("{}: intermediate.pem, intermediate.key and root.pem do not work together: {source}", .path.display())]
+    #[error("{}: the intermediate, its key and the roots do not work together: {source}", .path.display())]
     Unsound {
         /// The directory.
         path: PathBuf,

@@ -45,7 +45,7 @@ pub(super) fn check(
     for other in certificates.iter().filter(|other| !walked.iter().any(|known| known.der == other.der)) {
         match other.role {
             Role::Workload => {
-                sections[other.at].problem("it is a second workload's: a file holds the chain of one")
+                sections[other.at].problem("it is a second workload's: a file holds the chain of one");
             }
             _ => sections[other.at]
                 .remark(format!("it is no part of the chain of certificate {}", first.at + 1)),
@@ -95,7 +95,7 @@ fn root_included(root: &Certificate<'_>, roots: Option<&TrustBundle>, sections: 
 fn untrusted_roots(found: &[Certificate<'_>], roots: Option<&TrustBundle>, sections: &mut [Section]) {
     let Some(roots) = roots else { return };
     for root in found.iter().filter(|root| root.role == Role::Root) {
-        if !roots.certificates().iter().any(|known| *known == root.der) {
+        if !roots.certificates().contains(&root.der) {
             sections[root.at].problem("it is none of the roots that were given");
         }
     }

@@ -41,10 +41,11 @@ pub(super) fn read<'a>(at: usize, der: &'a [u8], section: &mut Section, now: Sys
     }
     match parsed.next_update().map(|next| At(time(next.timestamp()))) {
         None => {
-            section.remark("it does not say when the next one is due: nobody can tell that it is outdated")
+            section.remark("it does not say when the next one is due: nobody can tell that it is outdated");
         }
         Some(next) if next.0 < now => {
-            section.problem(format!("it is outdated: the next one was due {next}, {}", next.relative_to(now)))
+            section
+                .problem(format!("it is outdated: the next one was due {next}, {}", next.relative_to(now)));
         }
         Some(next) => section.fact("next one due", format!("{next}, {}", next.relative_to(now))),
     }

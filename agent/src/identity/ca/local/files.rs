@@ -52,12 +52,24 @@ impl Intermediate {
 
     /// Makes it of the certificates that `path` holds and of the key in the file `key`.
     pub(super) fn new(path: &Path, chain: Vec<CertificateDer<'static>>, key: &Path) -> Result<Self, CaError> {
+        Self::named(path, chain, key, |trust_domain| {
+            trust_domain.ok_or_else(|| {
+                content(path, "the certificate does not name a trust domain as its one URI (spiffe://…)")
+            })
+        })
+    }
+
+    /// As [`Self::new`], where `trust_domain` says what follows from what the certificate names.
+    pub(super) fn named(
+        path: &Path,
+        chain: Vec<CertificateDer<'static>>,
+        key: &Path,
+        trust_domain: impl FnOnce(Option<TrustDomain>) -> Result<TrustDomain, CaError>,
+    ) -> Result<Self, CaError> {
         let first = chain.first().ok_or_else(|| content(path, "there is no certificate in it"))?;
         let certificate = parse(path, first)?;
         check_signs_certificates(path, &certificate)?;
-        let trust_domain = trust_domain_of(&certificate).ok_or_else(|| {
-            content(path, "the certificate does not name a trust domain as its one URI (spiffe://…)")
-        })?;
+        let trust_domain = trust_domain(trust_domain_of(&certificate))?;
         let not_after = not_after(&certificate);
         let (key_path, key) = (key, read_key(key)?);
         if key.0.algorithm() != &PKCS_ECDSA_P256_SHA256 {
@@ -118,8 +130,12 @@ impl Intermediate {
 
 /// Reads the roots from `dir`.
 pub(super) fn read_roots(dir: &Path) -> Result<TrustBundle, CaError> {
-    let path = dir.join(ROOTS);
-    TrustBundle::from_pem(&read(&path)?).map_err(|source| CaError::Roots { path, source })
+    read_bundle(&dir.join(ROOTS))
+}
+
+/// Reads the roots from a file.
+pub(super) fn read_bundle(path: &Path) -> Result<TrustBundle, CaError> {
+    TrustBundle::from_pem(&read(path)?).map_err(|source| CaError::Roots { path: path.to_owned(), source })
 }
 
 /// Reads all certificates of a file.

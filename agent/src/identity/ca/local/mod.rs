@@ -19,6 +19,7 @@ mod expiry;
 mod files;
 mod init;
 mod params;
+mod place;
 mod roots;
 mod signed;
 #[cfg(test)]
@@ -26,28 +27,23 @@ mod tests;
 mod write;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rustls::{
-    pki_types::{CertificateDer, ServerName},
-    sign::CertifiedKey,
-};
+use rustls::{pki_types::ServerName, sign::CertifiedKey};
 use tokio::{sync::watch, time::interval};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::{
     directory::{CaDirectory, IntermediateError, sign_request},
     init::{InitError, Lifetimes},
+    place::IssuerFiles,
     roots::{Force, Need, NeedSource, RootInfo, RootsError},
     write::{WriteError, write_new},
 };
-use self::{
-    files::{INTERMEDIATE, INTERMEDIATE_KEY, Intermediate, ROOTS, read_roots},
-    signed::Records,
-};
+use self::{files::Intermediate, place::Place, signed::Records};
 use super::{CaError, CertificateAuthority, Csr, Signing};
 use crate::{
     identity::{Followed, Trust, TrustBundle},
@@ -56,13 +52,13 @@ use crate::{
 
 /// A certificate authority in a directory, whose files are followed.
 pub struct LocalCa {
-    dir: PathBuf,
+    place: Place,
     trust_domain: TrustDomain,
     lifetime: Duration,
     signer: watch::Receiver<Arc<Signer>>,
     trust: Trust,
     generation: watch::Receiver<u64>,
-    records: Records,
+    records: Option<Records>,
     /// Kept, since they end with the last clone.
     roots: Followed<TrustBundle>,
     signers: Followed<Signer>,
@@ -109,15 +105,23 @@ impl LocalCa {
     /// # Errors
     /// Where a file is missing, unreadable or expired, or they do not belong together.
     pub fn open(dir: &Path) -> Result<Self, CaError> {
-        let paths = |names: &[&str]| names.iter().map(|name| dir.join(name)).collect();
-        let here = dir.to_owned();
-        let roots = Followed::start("trust bundle", paths(&[ROOTS]), move || read_roots(&here))?;
-        let trust_domain = Signer::read(dir, None)?.intermediate.trust_domain;
-        let (here, ours) = (dir.to_owned(), trust_domain.clone());
-        let signers =
-            Followed::start("intermediate", paths(&[INTERMEDIATE, INTERMEDIATE_KEY, ROOTS]), move || {
-                Signer::read(&here, Some(&ours))
-            })?;
+        Self::open_at(Place::Directory(dir.to_owned()))
+    }
+
+    /// As [`Self::open`], where somebody else keeps the files: nothing is written beside them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_files(files: IssuerFiles) -> Result<Self, CaError> {
+        Self::open_at(Place::Files(files))
+    }
+
+    fn open_at(place: Place) -> Result<Self, CaError> {
+        let here = place.clone();
+        let roots = Followed::start("trust bundle", vec![place.roots()], move || here.read_roots())?;
+        let trust_domain = Signer::read(&place, None)?.intermediate.trust_domain;
+        let (here, ours) = (place.clone(), trust_domain.clone());
+        let signers = Followed::start("intermediate", place.all(), move || Signer::read(&here, Some(&ours)))?;
         let (trust_sender, trust) = watch::channel(roots.get());
         let (signer_sender, signer) = watch::channel(signers.get());
         let (generation_sender, generation) = watch::channel(0);
@@ -134,10 +138,10 @@ impl LocalCa {
             signer,
             trust,
             generation,
-            records: Records::new(dir),
+            records: place.directory().map(Records::new),
             roots,
             signers,
-            dir: dir.to_owned(),
+            place,
             _publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
         })
     }
@@ -170,8 +174,7 @@ impl LocalCa {
         lifetime: Duration,
     ) -> Result<CertifiedKey, CaError> {
         let signer = Arc::clone(&self.signer.borrow());
-        let Intermediate { not_after, .. } = &signer.intermediate;
-        let until = SystemTime::now().checked_add(lifetime).unwrap_or(*not_after);
+        let until = SystemTime::now().checked_add(lifetime).unwrap_or(signer.intermediate.not_after);
         signer.intermediate.certify_server(names, until)
     }
 }
@@ -186,21 +189,19 @@ impl CertificateAuthority for LocalCa {
                 SystemTime::now().checked_add(lifetime).map_or(*not_after, |until| until.min(*not_after));
             // Some 100 µs of arithmetic: not worth another thread.
             let issued = signer.intermediate.issue(csr, identity, until)?;
-            self.records.note(chain, until, self.lifetime).await;
+            if let Some(records) = &self.records {
+                records.note(chain, until, self.lifetime).await;
+            }
             Ok(issued)
         })
     }
 
     fn source(&self) -> String {
-        format!("local {}", self.dir.display())
+        format!("local {}", self.place)
     }
 
     fn trust(&self) -> Trust {
         self.trust.clone()
-    }
-
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.signer.borrow().intermediate.chain.clone()
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
@@ -222,8 +223,8 @@ impl std::fmt::Debug for LocalCa {
 
 impl Signer {
     /// Reads an intermediate, and sees that it works. The trust domain of a running agent does not change.
-    fn read(dir: &Path, ours: Option<&TrustDomain>) -> Result<Self, CaError> {
-        let intermediate = Intermediate::read(dir)?;
+    fn read(place: &Place, ours: Option<&TrustDomain>) -> Result<Self, CaError> {
+        let intermediate = place.read_intermediate()?;
         if let Some(ours) = ours
             && *ours != intermediate.trust_domain
         {
@@ -231,10 +232,10 @@ impl Signer {
                 "it is of trust domain {}, and this process serves {ours}: restart it to change that",
                 intermediate.trust_domain
             );
-            return Err(files::content(&dir.join(INTERMEDIATE), &problem));
+            return Err(files::content(&place.certificate(), &problem));
         }
-        let bundle = Arc::new(read_roots(dir)?);
-        intermediate.try_out(dir, &bundle)?;
+        let bundle = Arc::new(place.read_roots()?);
+        intermediate.try_out(&place.named(), &bundle)?;
         Ok(Self { intermediate, bundle })
     }
 }

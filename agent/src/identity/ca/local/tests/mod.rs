@@ -1,5 +1,6 @@
 //! The authority in a directory, from `init` to a handshake of two workloads.
 
+mod files;
 mod following;
 mod intermediates;
 mod roots;

@@ -1,0 +1,4 @@
+//! Agents whose certificates another process gives out, and what becomes of them when it does not.
+
+mod server;
+mod world;
