@@ -228,7 +228,7 @@ async fn certificate_with_a_name_that_does_not_parse_is_refused() {
 async fn certificate_without_its_key_is_refused() {
     let no_key = |end: Result<Session, TlsError>| {
         let error = end.expect_err("who has a certificate without its key was let in");
-        assert!(matches!(error, TlsError::UnknownIssuer), "{error:?}");
+        assert!(matches!(error, TlsError::NotItsKey), "{error:?}");
     };
     let mut pair = Pair::new();
     pair.server = pair.root.issue_stolen(&leaf(WEB));
