@@ -45,7 +45,7 @@ fn lists(mesh: &Mesh, name: &str) -> PathBuf {
 
 /// An echo that tells how each of its connections ended.
 fn serve(server: &Pod) -> (tcp::Server, mpsc::Receiver<(SocketAddr, Option<ErrorKind>)>) {
-    let (sender, ended) = mpsc::channel();
+    let (sender, ended) = mpsc::sync_channel(64);
     let server = server.serve(PORT, move |mut stream: TcpStream| {
         let (peer, mut buffer) = (tcp::canonical(stream.peer_addr().unwrap()), [0; 1024]);
         let end = loop {

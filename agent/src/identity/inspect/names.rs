@@ -21,11 +21,11 @@ pub(super) fn explain(names: &[GeneralName<'_>], section: &mut Section) -> Optio
             ));
             return None;
         }
-        Err(IdentityRefusal::NoSpiffeId) if others.is_empty() => {
+        Err(IdentityRefusal::NoSpiffeId) => {
             section.problem(format!("it has no subjectAltName, and so no SPIFFE ID: a workload's is {FORM}"));
             return None;
         }
-        Err(IdentityRefusal::NoSpiffeId) => {
+        Err(IdentityRefusal::NoUri(_)) => {
             section.fact("names", others.join(", "));
             section.problem(format!(
                 "it has no SPIFFE ID among its names: the mesh knows a workload by a URI of the form {FORM}, not by DNS names or addresses"
