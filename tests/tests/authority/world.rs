@@ -159,5 +159,8 @@ pub(crate) fn errors(agent: &Agent) -> Vec<String> {
 
 /// The serial numbers of an agent's certificates.
 pub(crate) fn serials(agent: &Agent) -> Vec<String> {
-    certificates(agent).iter().filter_map(|one| Some(one["serial"].as_str()?.to_owned())).collect()
+    certificates(agent)
+        .iter()
+        .filter_map(|one| Some(one["certificate"]["serial"].as_str()?.to_owned()))
+        .collect()
 }
