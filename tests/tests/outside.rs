@@ -370,7 +370,7 @@ fn an_endpoint_outside_the_mesh_is_reached_through_a_service_in_plaintext() {
     let [agent, _other] = start_agents(&mesh);
 
     // Ends its direction first, and still hears the client's last words to their end.
-    let (heard, words) = mpsc::channel();
+    let (heard, words) = mpsc::sync_channel(16);
     let server = outsider
         .serve(8080, move |mut stream: TcpStream| {
             stream.write_all(b"!").unwrap();

@@ -35,7 +35,7 @@ pub use handshakes::Handshakes;
 pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};
 pub use request::ConnectRequest;
 pub use server::{HANDSHAKE, Incoming, MAX_STREAMS, ServerConnection, accept};
-pub use tunnel::{Tunnel, TunnelReceiver, TunnelSender};
+pub use tunnel::{Finished, Tunnel, TunnelReceiver, TunnelSender};
 
 /// Bytes that a peer may send on a tunnel before the application takes them: the most that one tunnel can carry in a
 /// round trip, so 8 Gbit/s at 1 ms. Large against the socket buffers at either end, small enough to be multiplied.

@@ -16,6 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use tokio::sync::oneshot;
 
 use super::{Loss, TunnelError, link::Lease};
 
@@ -33,8 +34,7 @@ pub struct TunnelSender {
     ended: bool,
 }
 
-/// The half that receives. Dropped before the end of the stream was read, it resets the tunnel, but not before what the
-/// other half has finished with is sent.
+/// The half that receives. Dropped before the end of the stream was read, it resets the tunnel.
 #[derive(Debug)]
 pub struct TunnelReceiver {
     stream: Arc<Stream>,
@@ -91,11 +91,14 @@ impl TunnelSender {
     }
 
     /// Ends this direction cleanly: END_STREAM follows what was sent.
-    pub fn finish(mut self) {
+    pub fn finish(mut self) -> Finished {
         self.ended = true;
         self.stream.finished.store(true, Relaxed);
+        let (queued, left) = oneshot::channel();
+        let last = Bytes::from_owner(LastFrame { _queued: queued });
         // It fails only on a tunnel that was reset or lost, and whoever receives learns of that.
-        let _ = self.stream.lock().send_data(Bytes::new(), true);
+        let _ = self.stream.lock().send_data(last, true);
+        Finished { stream: self.stream.clone(), left }
     }
 
     /// Ends both directions at once with RST_STREAM (CANCEL); what was not yet sent is discarded.
@@ -107,6 +110,36 @@ impl TunnelSender {
     /// Waits until the tunnel is reset or lost; for ever where it ends cleanly. May be cancelled and called again.
     pub async fn closed(&mut self) -> TunnelError {
         poll_fn(|cx| self.stream.poll_closed(cx)).await
+    }
+}
+
+/// A direction that was ended and may still wait for the peer's window; that goes on where this is dropped.
+#[derive(Debug)]
+pub struct Finished {
+    stream: Arc<Stream>,
+    left: oneshot::Receiver<()>,
+}
+
+impl Finished {
+    /// Waits until END_STREAM has left, or the tunnel is reset or lost. A reset earlier than that takes away what is still
+    /// queued.
+    pub async fn sent(&mut self) {
+        let Self { stream, left } = self;
+        tokio::select! {
+            _ = left => {}
+            _ = poll_fn(|cx| stream.poll_closed(cx)) => {}
+        }
+    }
+}
+
+/// The empty payload of the frame with END_STREAM: h2 drops it when it has dealt with the frame.
+struct LastFrame {
+    _queued: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for LastFrame {
+    fn as_ref(&self) -> &[u8] {
+        &[]
     }
 }
 
@@ -192,8 +225,8 @@ impl TunnelReceiver {
 
 impl Drop for TunnelReceiver {
     fn drop(&mut self) {
-        // Where the other half has finished, h2 itself resets the stream once all of that is sent; a reset by hand would
-        // overtake it.
+        // Where the other half has finished, h2 itself resets the stream: a server's after all of that is sent, with NO_ERROR
+        // (RFC 9113 §8.1), a client's at once.
         if self.end.is_none() && !self.body.is_end_stream() && !self.stream.finished.load(Relaxed) {
             self.stream.reset();
         }

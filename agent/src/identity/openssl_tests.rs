@@ -174,7 +174,7 @@ impl Lab {
         }
         self.sign(name, chain[0], key, &extensions, *validity);
         let chain: Vec<_> = chain.iter().map(|issuer| self.read(&format!("{issuer}.pem"))).collect();
-        self.write(&format!("{name}.chain"), chain.concat());
+        self.write(format!("{name}.chain"), chain.concat());
     }
 
     /// `openssl ca`, since `openssl x509` of 3.0 cannot set a date that has passed.

@@ -181,11 +181,11 @@ async fn list_of_an_issuer_that_nobody_knows_yet_is_in_force_with_its_first_chai
 #[tokio::test]
 async fn agent_does_not_start_without_the_lists_that_it_was_told_of() {
     let world = World::new();
-    let (_sender, authority) = watch::channel(world.root.trust().borrow().clone());
+    let (_sender, authority) = watch::channel(Arc::clone(&world.root.trust().borrow()));
     let error = Revocation::start(vec![world.file.clone()], authority.clone()).unwrap_err();
     assert!(matches!(error, CrlError::Read { .. }), "{error}");
     let der = b"0\x82\x01\x00";
     fs::write(&world.file, der).unwrap();
-    let error = Revocation::start(vec![world.file.clone()], authority).unwrap_err();
+    let error = Revocation::start(vec![world.file], authority).unwrap_err();
     assert!(error.to_string().contains("openssl crl -inform DER"), "{error}");
 }

@@ -134,7 +134,7 @@ impl TrustBundle {
             match (TlsError::of_chain(error, usage), refused.into_inner(), weak()) {
                 (TlsError::Revoked, Some(refused), _) => refused,
                 // A signature by a key that is too weak is never verified.
-                (TlsError::UnknownIssuer, _, Some(weak)) => weak.into(),
+                (TlsError::UnknownIssuer, _, Some(weak)) => weak,
                 (error, ..) => error,
             }
         })?;
@@ -229,7 +229,7 @@ impl fmt::Debug for TrustBundle {
 /// Waits for a change of trust; for ever where there will be none.
 pub(super) async fn changed(trust: &mut Trust) {
     if trust.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     capture,
-    hbone::{TunnelError, TunnelReceiver, TunnelSender},
+    hbone::{Finished, TunnelError, TunnelReceiver, TunnelSender},
     mesh::Reason,
 };
 
@@ -324,33 +324,42 @@ impl Source for TunnelReceiver {
     }
 }
 
-/// The sending half of a tunnel, as a copy's sink: its good end takes it away.
-pub(super) struct TunnelSink(pub(super) Option<TunnelSender>);
+/// The sending half of a tunnel, as a copy's sink.
+pub(super) struct TunnelSink {
+    sender: Option<TunnelSender>,
+    finished: Option<Finished>,
+}
+
+impl TunnelSink {
+    pub(super) fn new(sender: TunnelSender) -> Self {
+        Self { sender: Some(sender), finished: None }
+    }
+}
 
 impl Sink for TunnelSink {
     async fn send(&mut self, bytes: Bytes) -> Result<(), CopyError> {
-        match &mut self.0 {
+        match &mut self.sender {
             Some(sender) => Ok(sender.send(bytes).await?),
             None => unreachable!("a copy does not send after it has finished"),
         }
     }
 
     async fn finish(&mut self) -> Result<(), CopyError> {
-        if let Some(sender) = self.0.take() {
-            sender.finish();
-        }
+        self.finished = self.sender.take().map(TunnelSender::finish);
         Ok(())
     }
 
     async fn broken(&mut self) -> CopyError {
-        match &mut self.0 {
+        match &mut self.sender {
             Some(sender) => sender.closed().await.into(),
             None => pending().await,
         }
     }
 
     async fn delivered(&mut self) {
-        // h2 sends what a stream has queued before it resets it.
+        if let Some(finished) = &mut self.finished {
+            finished.sent().await;
+        }
     }
 }
 

@@ -175,7 +175,7 @@ async fn carry(
     outcome.opened(true);
     // Bytes "up" go from the client to the application.
     copy::copy(
-        (receiver, TunnelSink(Some(sender))),
+        (receiver, TunnelSink::new(sender)),
         copy::tcp(&stream, Side::Local),
         &outcome.up,
         &outcome.down,

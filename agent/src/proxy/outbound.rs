@@ -61,7 +61,7 @@ async fn carry(
             let to = Peer { agent, authority, identity, destination: &destination };
             let (sender, receiver) = tunnel(context, pod, source, peer, to).await?.split();
             outcome.opened(true);
-            copy::copy(near, (receiver, TunnelSink(Some(sender))), &outcome.up, &outcome.down).await?;
+            copy::copy(near, (receiver, TunnelSink::new(sender)), &outcome.up, &outcome.down).await?;
         }
     }
     Ok(())

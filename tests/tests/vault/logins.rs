@@ -102,7 +102,7 @@ async fn token_that_vault_forgot_is_replaced_by_a_login() {
 async fn policy_that_allows_nothing_is_no_reason_to_log_in_again_and_again() {
     let (vault, ca) = vault_and_login(HOUR);
     vault.with(|state| {
-        state.kubernetes.roles.get_mut("mesh").unwrap().updates = vec!["pki/sign/other".to_owned()]
+        state.kubernetes.roles.get_mut("mesh").unwrap().updates = vec!["pki/sign/other".to_owned()];
     });
     for _ in 0..20 {
         let error = svid(&ca).await.unwrap_err();

@@ -57,7 +57,6 @@ impl Role {
             use_csr_sans: false,
             allowed_uri_sans: vec!["spiffe://cluster.local/*".to_owned()],
             max_ttl: Duration::from_secs(24 * 3600),
-            ..Self::default()
         }
     }
 }

@@ -181,7 +181,7 @@ async fn request_may_ask_for_less_and_not_for_more() {
 async fn no_certificate_outlives_its_issuer() {
     let (vault, file) = vault_and_token();
     vault.with(|state| {
-        state.mounts.get_mut("pki").unwrap().issuers[0].not_after = SystemTime::now() + HOUR / 2
+        state.mounts.get_mut("pki").unwrap().issuers[0].not_after = SystemTime::now() + HOUR / 2;
     });
     let error = svid(&VaultCa::open(config(&vault, VaultAuth::TokenFile(file))).unwrap()).await.unwrap_err();
     assert!(error.contains("leaf_not_after_behavior=truncate"), "{error}");

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Serves as the agent does, and passes on how each connection ended.
-async fn serve(mut connection: ServerConnection, ended: mpsc::UnboundedSender<Option<ServeError>>) {
+async fn serve(mut connection: ServerConnection, ended: mpsc::Sender<Option<ServeError>>) {
     let end = loop {
         match connection.next().await {
             Some(Ok(incoming)) => {
@@ -27,11 +27,11 @@ async fn serve(mut connection: ServerConnection, ended: mpsc::UnboundedSender<Op
             None => break None,
         }
     };
-    let _ = ended.send(end);
+    let _ = ended.send(end).await;
 }
 
-async fn agent(svid: Arc<crate::identity::Svid>) -> (Agent, mpsc::UnboundedReceiver<Option<ServeError>>) {
-    let (sender, ended) = mpsc::unbounded_channel();
+async fn agent(svid: Arc<crate::identity::Svid>) -> (Agent, mpsc::Receiver<Option<ServeError>>) {
+    let (sender, ended) = mpsc::channel(16);
     (Agent::start(svid, move |connection| serve(connection, sender.clone())).await, ended)
 }
 

@@ -140,8 +140,12 @@ async fn what_was_finished_before_a_reset_is_received_in_full_and_ends_well() {
             if from_client { (near, far) } else { (far, near) };
         // Nothing of it has left when the receiver goes: more than the pipe holds, less than the window.
         sender.send(Bytes::from(vec![3; 400_000])).await.unwrap();
-        sender.finish();
-        drop(receiver);
+        let mut finished = sender.finish();
+        // A server's reset waits for what is queued; a client has to.
+        if from_client {
+            finished.sent().await;
+        }
+        drop((finished, receiver));
         assert!(matches!(far_sender.closed().await, TunnelError::Reset(_)));
         let closed = timeout(Duration::ZERO, far_receiver.closed()).await;
         assert!(closed.is_err(), "nothing that whoever receives must know: {closed:?}");
