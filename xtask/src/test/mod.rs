@@ -43,6 +43,11 @@ impl Options {
     fn is_everything(&self) -> bool {
         !(self.unit || self.fuzz || self.privileged || self.vm)
     }
+
+    /// What is fuzzed is built apart, and needs none of the test programs.
+    fn is_fuzzing_alone(&self) -> bool {
+        self.fuzz && !(self.unit || self.privileged || self.vm)
+    }
 }
 
 /// Runs the parts and prints the closing line, whatever happens on the way.
@@ -67,6 +72,10 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     if all {
         heading("lint");
         tally.add(lint::count(), lint::failures().len());
+    }
+    if options.is_fuzzing_alone() {
+        heading("fuzz");
+        return fuzz::run(options.filter.as_deref(), tally);
     }
     heading("build");
     let programs = Programs::build()?;
