@@ -27,9 +27,13 @@ fn a_listener_of_the_agent_cannot_be_connected_to() {
         assert_eq!(world.stats().refused_direct, refused);
     }
     assert!(!agent.refused());
-    // The control: what the application itself listens on, loopback or not, is reached.
-    let _server = world.pod.run(|| listen("127.0.0.1:61001"));
-    world.pod.run(|| TcpStream::connect(addr("127.0.0.1:61001")).map(drop).expect("connecting"));
+    // The control: what the application itself listens on is reached, also on the port of a listener elsewhere.
+    let port =
+        agent.pod.outbound_listeners().expect("listeners")[0].local_addr().expect("getsockname").port();
+    for at in [format!("127.0.0.2:{port}"), format!("{POD4}:{port}")] {
+        let _server = world.pod.run(|| listen(&at));
+        world.pod.run(|| TcpStream::connect(addr(&at)).map(drop).expect("connecting"));
+    }
     assert_eq!(world.stats().refused_direct, refused);
 }
 
@@ -125,6 +129,8 @@ fn without_an_agent_the_mesh_is_closed_and_the_rest_goes_on() {
     world.pod.run(|| assert_eq!(line(TcpStream::connect(addr(MESH4)).expect("connecting")), MESH4));
     drop(agent.stop());
     world.crash();
+    // Nor does an application on the port of HBONE get what is the agent's.
+    let _application = world.pod.run(|| listen("0.0.0.0:15008"));
     for to in [MESH4, MESH6] {
         let error = world.pod.run(|| TcpStream::connect(addr(to)).expect_err("connected without an agent"));
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
