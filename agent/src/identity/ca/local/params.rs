@@ -84,7 +84,10 @@ fn authority(
 fn complete(params: &mut CertificateParams, until: SystemTime) {
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(random_serial());
-    params.not_before = OffsetDateTime::from(SystemTime::now() - BACKDATE);
+    let now = SystemTime::now();
+    // Who renews at the middle between both dates, as ztunnel does, would renew a short-lived one without end.
+    let backdate = BACKDATE.min(until.duration_since(now).unwrap_or_default() / 2);
+    params.not_before = OffsetDateTime::from(now - backdate);
     params.not_after = OffsetDateTime::from(until);
 }
 
