@@ -21,7 +21,7 @@ use crate::{
     control::Problem,
     enroll::Status,
     hbone::Pool,
-    identity::{Inventory, SvidStore},
+    identity::{Inventory, SvidStore, followed},
     mesh::{Snapshot, TrustDomain},
     shutdown::Shutdown,
 };
@@ -97,6 +97,7 @@ impl Sources {
             ("running", Box::new(move || running.check_running())),
         ];
         let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
+        let svids = self.svids.clone();
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods =
@@ -105,6 +106,7 @@ impl Sources {
             let conflicts = mesh.borrow().conflicts();
             pods.chain(problems.iter().map(ToString::to_string))
                 .chain(conflicts.iter().map(ToString::to_string))
+                .chain(certificate_notes(&svids))
                 .collect()
         });
         let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());
@@ -148,6 +150,21 @@ impl Sources {
         })
     }
 }
+
+/// What is wrong with certificates and with the files around them; `culvert certs` says more.
+fn certificate_notes(svids: &SvidStore) -> Vec<String> {
+    let files = followed()
+        .into_iter()
+        .filter_map(|file| Some(format!("the {} is not in use as it is now: {}", file.what, file.error?)));
+    let failing: Vec<_> = svids.snapshot().into_iter().filter_map(|status| status.error).collect();
+    let more = failing.len().saturating_sub(FAILING_SHOWN);
+    let shown = failing.iter().take(FAILING_SHOWN).map(ToString::to_string);
+    let more = (more > 0).then(|| format!("{more} more identities get no certificate: culvert certs"));
+    files.chain(shown).chain(more).collect()
+}
+
+/// Identities whose failure the readiness page names: where an authority is down, all of them fail alike.
+const FAILING_SHOWN: usize = 5;
 
 /// Metrics that are read when somebody asks.
 #[derive(Debug)]

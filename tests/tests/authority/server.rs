@@ -132,6 +132,8 @@ fn an_expired_certificate_opens_no_connection_and_a_server_that_comes_back_heals
     });
     let error = record.field("error").unwrap();
     assert!(error.contains("not renewed") && error.contains(&address), "{error}");
+    let status = String::from_utf8(world.agents[0].cli(&["status"]).unwrap().stdout).unwrap();
+    assert!(status.contains("no certificate for spiffe://") && status.contains(&address), "{status}");
     assert!(world.ping().is_err(), "it stays so");
     world.server.restart();
     eventually(PATIENCE * 2, || world.ping());
