@@ -29,10 +29,6 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 
-    /// Who signs the workloads' certificates.
-    #[command(flatten)]
-    pub authority: AuthorityArgs,
-
     /// How long a workload's certificate is valid; it is renewed at half of that.
     #[arg(long, env = "CULVERT_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",
           value_parser = humantime::parse_duration)]
@@ -92,6 +88,10 @@ pub struct AgentArgs {
     /// Where the BPF file system is; it is mounted there where it is not.
     #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+
+    /// Who signs the workloads' certificates.
+    #[command(flatten)]
+    pub authority: AuthorityArgs,
 }
 
 /// How the agent's own log looks.

@@ -38,10 +38,6 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("certificate").required(true).multiple(true).args(["dns_names", "tls_cert"]))]
 pub(super) struct ServeArgs {
-    /// Who signs.
-    #[command(flatten)]
-    authority: AuthorityArgs,
-
     /// Where agents connect to.
     #[arg(long, env = "CULVERT_CA_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -113,6 +109,10 @@ pub(super) struct ServeArgs {
     /// What the log holds: a level, or directives such as `info,culvert::ca_server=debug`.
     #[arg(long, env = "CULVERT_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
+
+    /// Who signs.
+    #[command(flatten)]
+    authority: AuthorityArgs,
 }
 
 /// Serves until a signal ends it.
