@@ -6,7 +6,7 @@ use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::{Agent, Authority, Source, converse, echo, identity};
 use crate::{
@@ -92,6 +92,40 @@ async fn a_refused_client_certificate_is_the_reason_of_the_failed_connect() {
     assert!(matches!(error, ConnectError::Tls { .. }), "{error}");
     assert_eq!(error.reason(), Reason::BadCertificate, "{error}");
     assert!(server.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_offer_h2_is_refused() {
+    let authority = Authority::new();
+    let (address, server) = accept_one(authority.svid("server").await).await;
+    let mut config = (*authority.svid("client").await.client_config(&identity("server"))).clone();
+    config.alpn_protocols.clear();
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(address.ip().into(), tcp).await.unwrap();
+    // What would be HTTP/2 all the same: it is ALPN that decides.
+    let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let error = server.await.unwrap().unwrap_err();
+    assert!(matches!(&error, ServeError::Protocol(detail) if detail.contains("ALPN")), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_choose_h2_gets_no_request() {
+    let authority = Authority::new();
+    let mut config = (*authority.svid("server").await.server_config()).clone();
+    config.alpn_protocols.clear();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let agent = Agent::listen(move |tcp| {
+        let acceptor = acceptor.clone();
+        async move {
+            let mut stream = acceptor.accept(tcp).await.unwrap();
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        }
+    })
+    .await;
+    let source = Source::new(&authority, PoolConfig::default()).await;
+    let error = source.connect(agent.address).await.unwrap_err();
+    assert!(matches!(&error, ConnectError::Protocol { detail, .. } if detail.contains("ALPN")), "{error}");
+    assert_eq!(source.pool.stats(), Default::default());
 }
 
 #[tokio::test(start_paused = true)]
