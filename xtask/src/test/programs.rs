@@ -45,7 +45,10 @@ impl Program {
 
     fn from_message(message: &Value) -> Option<Self> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+        // `--all-targets` builds what says `test = false` as a test too, with a `main` of its own that never ends.
+        let is_test = message["reason"] == "compiler-artifact"
+            && message["profile"]["test"] == true
+            && message["target"]["test"] != false;
         let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
         is_test.then_some(Self {
             package: package_name(message["package_id"].as_str()?, folder)?,
@@ -152,5 +155,9 @@ mod tests {
         assert!(binary(&built, "culvert").is_none());
         built["target"]["name"] = "culvert".into();
         assert!(binary(&built, "culvert").is_some());
+        let mut fuzzed = message("path+file:///src/culvert/tests/fuzz#fuzz@0.1.0", "bin");
+        assert!(Program::from_message(&fuzzed).is_some());
+        fuzzed["target"]["test"] = false.into();
+        assert!(Program::from_message(&fuzzed).is_none());
     }
 }
