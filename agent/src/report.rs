@@ -153,9 +153,7 @@ impl Sources {
 
 /// What is wrong with certificates and with the files around them; `culvert certs` says more.
 fn certificate_notes(svids: &SvidStore) -> Vec<String> {
-    let files = followed()
-        .into_iter()
-        .filter_map(|file| Some(format!("the {} is not in use as it is now: {}", file.what, file.error?)));
+    let files = followed().into_iter().filter_map(|file| file.problem());
     let failing: Vec<_> = svids.snapshot().into_iter().filter_map(|status| status.error).collect();
     let more = failing.len().saturating_sub(FAILING_SHOWN);
     let shown = failing.iter().take(FAILING_SHOWN).map(ToString::to_string);

@@ -23,8 +23,8 @@ use crate::{
     identity::{
         CaError, CertificateAuthority, Csr, Issued,
         ca::{
-            IssuedFacts,
-            istio::{CertificateRequest, CertificateResponse, certificate_pem},
+            IssuedFacts, certificate_pem,
+            istio::{CertificateRequest, CertificateResponse},
         },
     },
     mesh::{Identity, Snapshot, TrustDomain},

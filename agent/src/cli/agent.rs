@@ -105,19 +105,28 @@ pub enum LogFormat {
 
 /// Runs the agent until a signal ends it.
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<()> {
+    run_process(&args.log.clone(), args.log_format, crate::run(args))
+}
+
+/// Runs a process that holds keys: no core dumps, its log, and a runtime for `main`.
+pub(super) fn run_process(
+    filter: &str,
+    format: LogFormat,
+    main: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
     // Before there is a key.
     keep_memory_private().context("forbidding core dumps")?;
-    start_log(&args.log, args.log_format)?;
+    start_log(filter, format)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("culvert")
         .build()
         .context("starting the runtime")?
-        .block_on(crate::run(args))
+        .block_on(main)
 }
 
 /// Has what the process says of itself written to the standard error.
-pub(super) fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?}"))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let log = log.with_ansi(std::io::stderr().is_terminal());

@@ -11,13 +11,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, task::AbortHandle, time::sleep};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 /// What files hold, read again when they change. Cheap to clone; the last clone's end stops the looking.
 pub struct Followed<T> {
     value: watch::Receiver<Arc<T>>,
     state: watch::Receiver<FileState>,
-    _task: Arc<Task>,
+    _task: Arc<AbortOnDropHandle<()>>,
 }
 
 /// How reading the files went.
@@ -33,6 +34,13 @@ pub struct FileState {
     pub error: Option<String>,
     /// How often content was refused since the start.
     pub failures: u64,
+}
+
+impl FileState {
+    /// Says what is wrong, where the newest content is not in use.
+    pub fn problem(&self) -> Option<String> {
+        Some(format!("the {} is not in use as it is now: {}", self.what, self.error.as_ref()?))
+    }
 }
 
 impl<T: Send + Sync + 'static> Followed<T> {
@@ -54,7 +62,7 @@ impl<T: Send + Sync + 'static> Followed<T> {
         let (states, state) = watch::channel(state);
         FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner).push(state.clone());
         let task = tokio::spawn(follow(seen, Arc::new(read), sender, states));
-        Ok(Self { value, state, _task: Arc::new(Task(task.abort_handle())) })
+        Ok(Self { value, state, _task: Arc::new(AbortOnDropHandle::new(task)) })
     }
 
     /// Returns the content in force.
@@ -97,14 +105,6 @@ pub fn followed() -> Vec<FileState> {
 }
 
 static FOLLOWED: Mutex<Vec<watch::Receiver<FileState>>> = Mutex::new(Vec::new());
-
-struct Task(AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 async fn follow<T, E, F>(
     mut seen: Stamps,

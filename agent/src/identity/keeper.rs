@@ -9,9 +9,9 @@ use rand::Rng as _;
 use rcgen::KeyPair;
 use tokio::{
     sync::{Notify, watch},
-    task::AbortHandle,
     time::{sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
 use super::{
@@ -37,7 +37,7 @@ pub(super) struct Issuance {
 pub(super) struct Keeper {
     state: watch::Receiver<State>,
     wake: Arc<Notify>,
-    task: AbortHandle,
+    _task: AbortOnDropHandle<()>,
 }
 
 /// What the task has achieved.
@@ -65,8 +65,8 @@ impl Keeper {
     pub(super) fn start(identity: Identity, issuance: Arc<Issuance>) -> Self {
         let (sender, state) = watch::channel(State::default());
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(identity, issuance, sender, Arc::clone(&wake))).abort_handle();
-        Self { state, wake, task }
+        let task = tokio::spawn(keep(identity, issuance, sender, Arc::clone(&wake)));
+        Self { state, wake, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Returns what the task has achieved, now and later.
@@ -94,12 +94,6 @@ pub(super) enum Attempt {
 impl Attempt {
     fn of(state: &State) -> Self {
         if state.svid.is_some() { Self::Renewal } else { Self::Issuance }
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -23,11 +23,11 @@ use crate::{
     },
     cli::{
         AuthorityArgs,
-        agent::{LogFormat, start_log},
+        agent::{LogFormat, run_process},
         authority::server_name,
     },
     control::Manifests,
-    identity::{LocalCa, followed, keep_memory_private},
+    identity::{LocalCa, followed},
     shutdown::Shutdown,
 };
 
@@ -117,14 +117,7 @@ pub(super) struct ServeArgs {
 
 /// Serves until a signal ends it.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    keep_memory_private().context("forbidding core dumps")?;
-    start_log(&args.log, args.log_format)?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("culvert")
-        .build()
-        .context("starting the runtime")?
-        .block_on(start(args))
+    run_process(&args.log.clone(), args.log_format, start(args))
 }
 
 async fn start(args: ServeArgs) -> anyhow::Result<()> {
@@ -203,9 +196,7 @@ fn admin(
     ];
     let problems = manifests.problems();
     let notes = Box::new(move || {
-        let files = followed()
-            .into_iter()
-            .filter_map(|file| Some(format!("{} is not in use as it is now: {}", file.what, file.error?)));
+        let files = followed().into_iter().filter_map(|file| file.problem());
         files.chain(problems.borrow().iter().map(ToString::to_string)).collect()
     });
     // The private pages are an agent's: this server has no unix socket.

@@ -2,7 +2,6 @@
 //! `security/v1alpha1/ca.proto`), as its client and our server have them.
 
 use prost_types::{Struct, Value, value::Kind};
-use rustls::pki_types::CertificateDer;
 
 use crate::mesh::Identity;
 
@@ -50,21 +49,6 @@ impl CertificateRequest {
             _ => Some(""),
         }
     }
-}
-
-/// Returns a certificate in PEM, as [`CertificateResponse`] has it.
-pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
-    pem("CERTIFICATE", certificate)
-}
-
-/// Returns a signing request in PEM, as [`CertificateRequest`] has it.
-pub(super) fn request_pem(der: &[u8]) -> String {
-    pem("CERTIFICATE REQUEST", der)
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let line_ends = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new(label, der), line_ends)
 }
 
 /// The key of the request's metadata under which a node's proxy names the workload that it asks for.

@@ -15,12 +15,14 @@ use super::{
 };
 use crate::mesh::{Identity, TrustDomain};
 
+mod encode;
 mod grpc;
 mod issued;
 pub mod istio;
 mod local;
 pub mod vault;
 
+pub use encode::certificate_pem;
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
 pub use local::{

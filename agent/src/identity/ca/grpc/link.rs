@@ -12,8 +12,9 @@ use http::{Request, Response, uri::PathAndQuery};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ClientConfig, client::Resumption, pki_types::ServerName, version::TLS13};
-use tokio::{net::TcpStream, sync::watch, task::AbortHandle, time::timeout};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body, client::Grpc, codegen::Service};
 use tonic_prost::ProstCodec;
 
@@ -42,14 +43,14 @@ struct Slot {
 #[derive(Clone)]
 struct Opening {
     outcome: watch::Receiver<Option<Result<Arc<Link>, GrpcError>>>,
-    _task: Arc<Task>,
+    _task: Arc<AbortOnDropHandle<()>>,
 }
 
 /// An open connection, until its last request is answered.
 pub(super) struct Link {
     sender: http2::SendRequest<Body>,
     address: CaAddress,
-    _driver: Task,
+    _driver: AbortOnDropHandle<()>,
 }
 
 impl Links {
@@ -99,7 +100,7 @@ impl Links {
         let task = tokio::spawn(async move {
             sender.send_replace(Some(Link::open(address, name, config).await.map(Arc::new)));
         });
-        Opening { outcome, _task: Arc::new(Task(task.abort_handle())) }
+        Opening { outcome, _task: Arc::new(AbortOnDropHandle::new(task)) }
     }
 
     fn slot(&self) -> MutexGuard<'_, Option<Slot>> {
@@ -142,7 +143,7 @@ impl Link {
             .await
             .map_err(|error| broken(&address, &error))?;
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { sender, address, _driver: Task(driver.abort_handle()) })
+        Ok(Self { sender, address, _driver: AbortOnDropHandle::new(driver) })
     }
 
     /// Asks for a certificate.
@@ -207,16 +208,6 @@ impl Service<Request<Body>> for Sender {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
-    }
-}
-
-/// A task that ends with whoever needs it.
-#[derive(Debug)]
-struct Task(AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -36,7 +36,7 @@ use self::{
     link::Links,
     token::{TOKEN, Token},
 };
-use super::{CaError, CertificateAuthority, Csr, Issued, Signing, istio};
+use super::{CaError, CertificateAuthority, Csr, Issued, Signing, encode::request_pem, istio};
 use crate::{
     identity::{Followed, Trust, TrustBundle},
     mesh::Identity,
@@ -120,7 +120,7 @@ impl GrpcCa {
     fn request(&self, csr: &Csr, identity: &Identity) -> Request<istio::CertificateRequest> {
         let lifetime = csr.lifetime().map_or(self.lifetime, |lifetime| lifetime.min(self.lifetime));
         let message = istio::CertificateRequest {
-            csr: istio::request_pem(csr.der()),
+            csr: request_pem(csr.der()),
             validity_duration: i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX),
             metadata: None,
         };

@@ -33,10 +33,11 @@ use tonic_prost::ProstCodec;
 
 use super::{
     GrpcCa, GrpcConfig, GrpcError,
-    istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse, certificate_pem},
+    istio::{CREATE_CERTIFICATE, CertificateRequest, CertificateResponse},
 };
 use crate::identity::{
     CaError, CertificateAuthority as _, Csr, Rejected, SvidError, SvidStore, TlsError,
+    ca::certificate_pem,
     testing::{CLIENT, HOUR, TestRoot, WEB, dns, identity, leaf},
     tls::provider,
 };

@@ -18,13 +18,13 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemOb
 use super::{
     files::{
         INTERMEDIATE, INTERMEDIATE_KEY, Intermediate, NEXT_KEY, REQUEST, RETIRED, ROOTS, WipedKey, content,
-        not_after, parse, read, read_chain, read_key, read_roots, to_pem, trust_domain_of,
+        not_after, parse, read, read_chain, read_key, read_roots, trust_domain_of,
     },
     params,
     write::{PRIVATE, PUBLIC, WriteError, ensure_dir, rename, replace},
 };
 use crate::{
-    identity::{CaError, Fingerprint},
+    identity::{CaError, Fingerprint, ca::certificate_pem},
     mesh::TrustDomain,
 };
 
@@ -172,7 +172,7 @@ impl CaDirectory {
         chain: Vec<CertificateDer<'static>>,
     ) -> Result<String, IntermediateError> {
         let ours = self.trust_domain()?;
-        let text: String = chain.iter().map(to_pem).collect();
+        let text: String = chain.iter().map(certificate_pem).collect();
         let new = Intermediate::new(path, chain, &self.dir.join(NEXT_KEY))?;
         if new.trust_domain != ours {
             return Err(IntermediateError::TrustDomain { ours, found: new.trust_domain });
@@ -238,7 +238,7 @@ pub fn sign_request(
         return Err(problem("its key is not an ECDSA key on the curve P-256").into());
     }
     let root = Root::find(roots, root_key)?;
-    Ok(to_pem(&root.sign(&asked.public_key, &trust_domain, lifetime)?))
+    Ok(certificate_pem(&root.sign(&asked.public_key, &trust_domain, lifetime)?))
 }
 
 /// A root with its key.

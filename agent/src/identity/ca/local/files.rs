@@ -3,12 +3,11 @@
 use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
 use rustls::{
     crypto::aws_lc_rs::sign::any_ecdsa_type,
@@ -145,12 +144,6 @@ pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Ca
         .map_err(|error| content(path, &error))
 }
 
-/// Returns a certificate as it is written into a file.
-pub(super) fn to_pem(certificate: &CertificateDer<'_>) -> String {
-    let lf = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    pem::encode_config(&Pem::new("CERTIFICATE", certificate.to_vec()), lf)
-}
-
 /// A key pair whose PKCS#8 form is wiped when it goes; `rcgen` can wipe it, but does not by itself.
 pub(super) struct WipedKey(Zeroizing<KeyPair>);
 
@@ -180,6 +173,23 @@ impl rcgen::SigningKey for WipedKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         self.0.sign(message)
     }
+}
+
+/// Returns the files of a directory whose names end in `.pem`; none where there is no such directory.
+pub(super) fn pem_files(dir: &Path) -> Result<Vec<PathBuf>, CaError> {
+    let failed = |source| CaError::Read { path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "pem") {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Takes a certificate apart that `path` holds.

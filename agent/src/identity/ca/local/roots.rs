@@ -16,14 +16,14 @@ use super::{
     expiry::listed,
     files::{
         INTERMEDIATE, RETIRED, ROOTS, SIGNED, WipedKey, check_signs_certificates, content, not_after, parse,
-        read_chain, to_pem, trust_domain_of,
+        pem_files, read_chain, trust_domain_of,
     },
     params,
     signed::Signed,
     write::{PRIVATE, PUBLIC, WriteError, create, replace},
 };
 use crate::{
-    identity::{CaError, Fingerprint, TrustBundle, TrustError},
+    identity::{CaError, Fingerprint, TrustBundle, TrustError, ca::certificate_pem},
     mesh::TrustDomain,
 };
 
@@ -244,7 +244,7 @@ impl CaDirectory {
     /// Writes the roots, once it is clear that an agent will take them.
     fn write_bundle(&self, roots: Vec<CertificateDer<'static>>) -> Result<(), RootsError> {
         let bundle = TrustBundle::new(roots)?;
-        let text: String = bundle.certificates().iter().map(to_pem).collect();
+        let text: String = bundle.certificates().iter().map(certificate_pem).collect();
         Ok(replace(&self.path(), PUBLIC, text.as_bytes())?)
     }
 
@@ -262,7 +262,7 @@ impl CaDirectory {
             issuer.recorded = issuer.recorded.max(until);
         };
         add(read_chain(&self.dir.join(INTERMEDIATE))?, None, true);
-        for path in retired(&self.dir.join(RETIRED))? {
+        for path in pem_files(&self.dir.join(RETIRED))? {
             add(read_chain(&path)?, None, false);
         }
         for dir in records {
@@ -296,20 +296,6 @@ struct Issuer {
     signing: bool,
     /// The latest end of what it signed.
     recorded: Option<SystemTime>,
-}
-
-fn retired(dir: &Path) -> Result<Vec<PathBuf>, CaError> {
-    let failed = |source| CaError::Read { path: dir.to_owned(), source };
-    match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        entries => entries
-            .map_err(failed)?
-            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
-            .filter(|path| {
-                path.as_ref().map_or(true, |path| path.extension().is_some_and(|end| end == "pem"))
-            })
-            .collect(),
-    }
 }
 
 /// What needs `root` now, and would find no other root in `bundle`.

@@ -5,8 +5,7 @@
 //! not cover yet is handed out. Several agents may share a directory: the latest end counts.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs::File,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime},
@@ -16,10 +15,10 @@ use rustls::pki_types::CertificateDer;
 use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 
 use super::{
-    files::{SIGNED, content, read, read_chain, to_pem},
+    files::{SIGNED, content, pem_files, read, read_chain},
     write::{PUBLIC, WriteError, ensure_dir, replace},
 };
-use crate::identity::{CaError, Fingerprint};
+use crate::identity::{CaError, Fingerprint, ca::certificate_pem};
 
 /// What one issuer signed, as far as its file says.
 #[derive(Clone, Debug)]
@@ -33,19 +32,7 @@ pub(super) struct Signed {
 impl Signed {
     /// Reads every record in `dir`, which may be absent.
     pub(super) fn read_all(dir: &Path) -> Result<Vec<Self>, CaError> {
-        let failed = |source| CaError::Read { path: dir.to_owned(), source };
-        let mut found = Vec::new();
-        let entries = match fs::read_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-            entries => entries.map_err(failed)?,
-        };
-        for entry in entries {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|extension| extension == "pem") {
-                found.push(Self::read(&path)?);
-            }
-        }
-        Ok(found)
+        pem_files(dir)?.iter().map(|path| Self::read(path)).collect()
     }
 
     fn read(path: &Path) -> Result<Self, CaError> {
@@ -77,7 +64,7 @@ impl Signed {
         }
         let mut text = format!("{UNTIL} {}\n", humantime::format_rfc3339_seconds(self.until));
         for certificate in &self.chain {
-            text.push_str(&to_pem(certificate));
+            text.push_str(&certificate_pem(certificate));
         }
         replace(&path, PUBLIC, text.as_bytes())
     }

@@ -25,7 +25,7 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{CaError, CertificateAuthority, Csr, Issued, Signing, istio::request_pem};
+use super::{CaError, CertificateAuthority, Csr, Issued, Signing, encode::request_pem};
 use crate::{
     identity::trust::Trust,
     mesh::{Identity, TrustDomain},

@@ -7,7 +7,8 @@ use rand::Rng as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
-use tokio::{sync::watch, task::AbortHandle, time::sleep};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     VaultError, VaultPath,
@@ -34,7 +35,7 @@ pub(super) enum Roots {
 pub(super) struct Polled {
     trust: Trust,
     outcome: watch::Receiver<Outcome>,
-    task: AbortHandle,
+    _task: AbortOnDropHandle<()>,
 }
 
 /// How asking went so far.
@@ -84,8 +85,8 @@ impl Roots {
     pub(super) fn mount(client: Arc<VaultClient>, mount: VaultPath) -> Self {
         let (sender, trust) = watch::channel(Arc::new(nobody()));
         let (outcomes, outcome) = watch::channel(Outcome::Nothing);
-        let task = tokio::spawn(poll(client, mount, sender, outcomes)).abort_handle();
-        Self::Mount(Polled { trust, outcome, task })
+        let task = AbortOnDropHandle::new(tokio::spawn(poll(client, mount, sender, outcomes)));
+        Self::Mount(Polled { trust, outcome, _task: task })
     }
 
     /// Waits until there are roots.
@@ -108,12 +109,6 @@ impl Roots {
             Self::File(file) => file.watch(),
             Self::Mount(polled) => polled.trust.clone(),
         }
-    }
-}
-
-impl Drop for Polled {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

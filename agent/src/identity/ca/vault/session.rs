@@ -7,9 +7,9 @@ use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
-    task::AbortHandle,
     time::{Instant, sleep_until},
 };
+use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
 use super::{
@@ -34,7 +34,7 @@ pub struct KubernetesLogin {
 pub(super) struct Session {
     state: watch::Receiver<State>,
     refusals: watch::Sender<u64>,
-    task: AbortHandle,
+    _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Clone, Default)]
@@ -69,8 +69,8 @@ impl Session {
         let (sender, state) = watch::channel(State::default());
         // Tokens are numbered from 1.
         let (refusals, refused) = watch::channel(0);
-        let task = tokio::spawn(keep(client, login, sender, refused)).abort_handle();
-        Self { state, refusals, task }
+        let task = tokio::spawn(keep(client, login, sender, refused));
+        Self { state, refusals, _task: AbortOnDropHandle::new(task) }
     }
 
     /// Returns a token; waits while the first login is under way.
@@ -108,12 +108,6 @@ impl Session {
 impl State {
     fn newer_than(&self, number: u64) -> Option<&Arc<Token>> {
         self.token.as_ref().filter(|token| token.number > number)
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
