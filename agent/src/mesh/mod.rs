@@ -14,16 +14,21 @@ mod backends;
 pub(crate) mod fixtures;
 mod identity;
 mod names;
+mod policy;
 mod reason;
 mod route;
 mod snapshot;
 mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use policy::{
+    Connection, Decision, Denial, DryRun, Mismatch, Permit, Plaintext, PlaintextAction, PolicyKind,
+    PolicyName, PolicySet,
+};
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};
 pub use snapshot::{AddressConflict, Destination, Snapshot};
 pub use workload::{
-    Affinity, Distribution, Endpoint, EndpointPort, Enrollment, NamedPort, NetnsRef, NotEnrolled, PodName,
-    Service, ServicePort, TargetPort, Workload,
+    Affinity, Distribution, Endpoint, EndpointPort, Enrollment, Labels, NamedPort, NetnsRef, NotEnrolled,
+    PodName, Service, ServicePort, TargetPort, Workload,
 };

@@ -27,6 +27,12 @@ pub enum Reason {
     DialFailed,
     /// A wait on the peer reached its deadline.
     Timeout,
+    /// A policy of the destination refused it.
+    PolicyDenied,
+    /// The destination's mode is STRICT, and the connection was plaintext.
+    PlaintextRefused,
+    /// A change of policy ended it: it is permitted no longer.
+    PolicyRevoked,
     /// The peer's agent refused by policy (401).
     PeerDenied,
     /// The peer's agent could not reach the application (503).
@@ -47,7 +53,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and for metrics that start at zero.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::NotCaptured,
         Self::UnknownDestination,
         Self::AddressConflict,
@@ -59,6 +65,9 @@ impl Reason {
         Self::Tls,
         Self::DialFailed,
         Self::Timeout,
+        Self::PolicyDenied,
+        Self::PlaintextRefused,
+        Self::PolicyRevoked,
         Self::PeerDenied,
         Self::PeerUnavailable,
         Self::Protocol,
@@ -83,6 +92,9 @@ impl Reason {
             Self::Tls => "tls",
             Self::DialFailed => "dial_failed",
             Self::Timeout => "timeout",
+            Self::PolicyDenied => "policy_denied",
+            Self::PlaintextRefused => "plaintext_refused",
+            Self::PolicyRevoked => "policy_revoked",
             Self::PeerDenied => "peer_denied",
             Self::PeerUnavailable => "peer_unavailable",
             Self::Protocol => "protocol",

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
 use super::{
-    Service, Workload,
+    PolicySet, Service, Workload,
     backends::{Backends, Pods},
 };
 
@@ -16,6 +16,7 @@ pub struct Snapshot {
     owners: HashMap<IpAddr, Vec<Owner>>,
     named: HashMap<String, Arc<Backends>>,
     by_node: HashMap<Arc<str>, Vec<Position>>,
+    policies: Arc<PolicySet>,
 }
 
 /// A workload's place in the snapshot. Indexes hold places instead of `Arc`s: counting references up and down is most
@@ -73,7 +74,18 @@ impl Snapshot {
                 None => drop(by_node.insert(Arc::clone(&workload.node), vec![position])),
             }
         }
-        Self { workloads, services, holders, owners, named, by_node }
+        Self { workloads, services, holders, owners, named, by_node, policies: Arc::default() }
+    }
+
+    /// Adds the policies.
+    #[must_use]
+    pub fn with_policies(self, policies: Arc<PolicySet>) -> Self {
+        Self { policies, ..self }
+    }
+
+    /// Returns the policies: the same `Arc` as in the snapshot before as long as none of them changed.
+    pub fn policies(&self) -> &Arc<PolicySet> {
+        &self.policies
     }
 
     /// Returns all workloads.

@@ -1,6 +1,6 @@
 //! Workloads (pods that live), services, and the endpoints that connect the two.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc};
 
 use super::Identity;
 
@@ -20,6 +20,8 @@ pub struct Workload {
     pub app: Arc<str>,
     /// The label `app.kubernetes.io/version`, else `version`, else `latest`. Istio's `canonical_revision`.
     pub version: Arc<str>,
+    /// The pod's labels, by which policies select it.
+    pub labels: Arc<Labels>,
     /// The node that the pod runs on; empty where it is not scheduled.
     pub node: Arc<str>,
     /// The pod's addresses, canonical (IPv4-mapped IPv6 is IPv4), without repetition. Empty for `hostNetwork` pods:
@@ -40,6 +42,9 @@ pub struct Workload {
     /// the object of a pod on a lost node stays.
     pub terminating: bool,
 }
+
+/// Labels of an object, or those that a selector wants.
+pub type Labels = BTreeMap<String, String>;
 
 /// A container port with a name.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -134,6 +139,8 @@ pub struct Service {
     pub external_addresses: Vec<IpAddr>,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
+    /// `spec.selector`: the labels of the pods behind it; empty where somebody else writes its endpoints.
+    pub selector: Labels,
     /// What stands behind it, ready or not.
     pub endpoints: Vec<Endpoint>,
     /// `sessionAffinity`.

@@ -34,6 +34,7 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
         app: label(labels, &["app.kubernetes.io/name", "app"]).unwrap_or(workload).into(),
         version: label(labels, &["app.kubernetes.io/version", "version"]).unwrap_or("latest").into(),
         workload: workload.into(),
+        labels: labels.cloned().unwrap_or_default().into(),
         node: spec.node_name.as_deref().unwrap_or_default().into(),
         addresses: if host_network { Vec::new() } else { addresses(status)? },
         identity: identity(spec, key, settings)?,

@@ -25,6 +25,7 @@ pub(super) fn convert(service: &v1::Service, key: &Key) -> Result<Option<Service
         addresses,
         external_addresses,
         ports: ports(spec)?,
+        selector: spec.selector.clone().unwrap_or_default(),
         endpoints: Vec::new(),
         affinity: match spec.session_affinity.as_deref() {
             Some("ClientIP") => Affinity::ClientIp,
