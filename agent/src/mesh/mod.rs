@@ -22,8 +22,8 @@ mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use policy::{
-    Connection, Decision, Denial, DryRun, Mismatch, Permit, Plaintext, PlaintextAction, PolicyKind,
-    PolicyName, PolicySet,
+    BeforePolicy, Client, Connection, Decision, Denial, DryRun, Mismatch, Permit, Plaintext, PlaintextAction,
+    PolicyKind, PolicyName, PolicySet, Query, QueryError, Server,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

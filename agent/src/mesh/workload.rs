@@ -205,6 +205,12 @@ pub struct PodName {
     pub name: Arc<str>,
 }
 
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 /// A TCP port of an EndpointSlice.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EndpointPort {

@@ -13,9 +13,11 @@
 mod decision;
 mod name;
 mod plaintext;
+mod query;
 mod set;
 
 pub use decision::{Connection, Decision, Denial, DryRun, Mismatch, Permit};
 pub use name::{PolicyKind, PolicyName};
 pub use plaintext::{Plaintext, PlaintextAction};
+pub use query::{BeforePolicy, Client, Query, QueryError, Server};
 pub use set::PolicySet;
