@@ -1,0 +1,50 @@
+//! `culvert policy`: test, lint and explain policies, with no need of a cluster. docs/policy.md says what they mean.
+
+mod explain;
+mod files;
+mod lint;
+mod paint;
+mod test;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+/// Test policies, find what is odd in them, and explain what they say to a connection
+///
+/// The policies are PeerAuthentications and AuthorizationPolicies of security.istio.io, in the files that they stand in
+/// anyway.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PolicyArgs {
+    #[command(subcommand)]
+    command: PolicyCommand,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum PolicyCommand {
+    /// Run policy tests: what becomes of a connection, and by which policy
+    Test(test::TestArgs),
+    /// Find mistakes in policies, and what they cannot mean
+    Lint(lint::LintArgs),
+    /// Explain what the policies say to a connection, and why
+    Explain(explain::ExplainArgs),
+}
+
+/// Runs `culvert policy`.
+pub(super) fn run(args: &PolicyArgs) -> ExitCode {
+    let outcome = match &args.command {
+        PolicyCommand::Test(args) => test::run(args),
+        PolicyCommand::Lint(args) => lint::run(args),
+        PolicyCommand::Explain(args) => explain::run(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("culvert: {error:#}");
+        ExitCode::from(UNUSABLE)
+    })
+}
+
+/// What the process ends with where something was found that the person asked about: a case that fails, a finding.
+const FOUND: u8 = 1;
+/// What the process ends with where it could not do what it was asked.
+const UNUSABLE: u8 = 2;
