@@ -22,8 +22,9 @@ mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use policy::{
-    BeforePolicy, Client, Connection, Decision, Denial, DryRun, Mismatch, Permit, Plaintext, PlaintextAction,
-    PolicyKind, PolicyName, PolicySet, Query, QueryError, Server,
+    Action, AuthorizationPolicy, BeforePolicy, Clause, Client, Connection, Decision, Denial, DryRun, Entry, Field,
+    IpBlocks, Mismatch, Mode, Pattern, PatternError, PeerAuthentication, Permit, Plaintext, PlaintextAction,
+    PolicyKind, PolicyName, PolicySet, Query, QueryError, Rule, Rules, Server, Strings, Target, Test, Values,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

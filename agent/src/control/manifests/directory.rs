@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt, fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _},
@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     super::{Index, Key, Record, Settings},
-    document::{self, Contents, Fault, Format},
+    document::{self, Contents, Fault, Format, Located},
 };
 use crate::mesh::Snapshot;
 
@@ -61,12 +61,13 @@ struct Item {
 
 impl Directory {
     pub(super) fn new(path: PathBuf, settings: Settings) -> Self {
+        let index = Index::new(&settings.root_namespace);
         Self {
             path,
             settings,
             files: BTreeMap::new(),
             applied: HashMap::new(),
-            index: Index::new(),
+            index,
             unreadable: None,
             duplicates: Vec::new(),
             unused: HashSet::new(),
@@ -210,7 +211,7 @@ impl File {
         let Contents { records, invalid, unused: _ } = contents;
         let mut objects: BTreeMap<Key, Item> = BTreeMap::new();
         let mut problems = Vec::new();
-        for (record, line) in records {
+        for Located { record, line, path: _ } in records {
             let key = record.key().clone();
             let item = Item { record: Arc::new(record), line };
             if let Some(earlier) = objects.insert(key.clone(), item) {
@@ -239,7 +240,7 @@ impl fmt::Display for Problem {
     }
 }
 
-fn format(name: &OsString) -> Option<Format> {
+pub(super) fn format(name: &OsStr) -> Option<Format> {
     match Path::new(name).extension()?.to_str()? {
         "yaml" | "yml" => Some(Format::Yaml),
         "json" => Some(Format::Json),
@@ -247,7 +248,7 @@ fn format(name: &OsString) -> Option<Format> {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     // Not to wait for the writer of a FIFO.
     let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -261,7 +262,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Fault> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Fault> {
     str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         Fault { line, message: "is not UTF-8".to_owned() }

@@ -6,7 +6,6 @@ use k8s_openapi::{
         core::v1::{Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
@@ -20,11 +19,20 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The valid objects, in the file's order.
-    pub(super) records: Vec<(Record, usize)>,
+    pub(super) records: Vec<Located>,
     /// The objects that are not valid, and why.
     pub(super) invalid: Vec<(Key, Fault)>,
     /// The kinds that mean nothing here, as `apiVersion kind`.
     pub(super) unused: Vec<String>,
+}
+
+/// A valid object, and where it stands.
+#[derive(Debug)]
+pub(super) struct Located {
+    pub(super) record: Record,
+    pub(super) line: usize,
+    /// From its document's root.
+    pub(super) path: FieldPath,
 }
 
 /// Something wrong in a file, and the line that it stands on, counted from 1.
@@ -42,16 +50,22 @@ pub(super) enum Format {
 }
 
 /// One document of a file.
-struct Document<'a> {
-    text: &'a str,
+pub(super) struct Document<'a> {
+    pub(super) text: &'a str,
     /// The lines before it.
-    offset: usize,
-    format: Format,
+    pub(super) offset: usize,
+    pub(super) format: Format,
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     settings: &'a Settings,
-    contents: Contents,
+    pub(super) contents: Contents,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(settings: &'a Settings) -> Self {
+        Self { settings, contents: Contents::default() }
+    }
 }
 
 /// Reads a file.
@@ -60,8 +74,7 @@ struct Reader<'a> {
 /// Where the text is not well formed, or an object cannot be told from others: then nobody knows what the file means
 /// to leave out, and nothing of it counts. An object that is only invalid is reported in the contents.
 pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Contents, Fault> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { settings, contents: Contents::default() };
+    let mut reader = Reader::new(settings);
     for document in documents(text, format) {
         let value = document.parse()?;
         document.read(value, &FieldPath::default(), &mut reader)?;
@@ -70,7 +83,7 @@ pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Co
 }
 
 impl Document<'_> {
-    fn parse(&self) -> Result<Value, Fault> {
+    pub(super) fn parse(&self) -> Result<Value, Fault> {
         let budget = budget(self.text);
         let tree = Tree::new(&budget);
         match self.format {
@@ -94,7 +107,7 @@ impl Document<'_> {
     }
 
     /// The line of a field, or of what it is missing from.
-    fn line(&self, path: &FieldPath) -> usize {
+    pub(super) fn line(&self, path: &FieldPath) -> usize {
         let locate = Locate(path.segments());
         let line = match self.format {
             Format::Yaml => {
@@ -110,7 +123,7 @@ impl Document<'_> {
     }
 
     /// Reads an object, or each object of a list; `path` leads to it from the document's root.
-    fn read(&self, mut value: Value, path: &FieldPath, reader: &mut Reader<'_>) -> Result<(), Fault> {
+    pub(super) fn read(&self, mut value: Value, path: &FieldPath, reader: &mut Reader<'_>) -> Result<(), Fault> {
         if value.is_null() {
             return Ok(());
         }
@@ -147,9 +160,12 @@ impl Document<'_> {
             reader.contents.unused.push(format!("{version} {kind}"));
             return Ok(());
         };
-        let key = key(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
+        let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
-            Ok(record) => reader.contents.records.push((record, self.line(path))),
+            Ok(record) => {
+                let line = self.line(path);
+                reader.contents.records.push(Located { record, line, path: path.clone() });
+            }
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
                 reader
@@ -168,7 +184,8 @@ impl Document<'_> {
 
 /// Splits a file into its documents. A line that begins with `---` or `...` begins or ends one wherever it stands,
 /// also in a block of text (YAML 1.2.2, §9.1.2).
-fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+pub(super) fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
         return vec![Document { text, offset: 0, format }];
     }
@@ -208,13 +225,19 @@ type Parse = fn(Value) -> Result<Object, Invalid>;
 /// Returns how an object of a version and kind is read; none where it means nothing to the mesh. The version counts:
 /// Knative has a Service too.
 fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
-    let parsers: [(&str, &str, Kind, Parse); 4] = [
+    let authentication: Parse = |v| Ok(Object::PeerAuthentication(Box::new(v)));
+    let authorization: Parse = |v| Ok(Object::AuthorizationPolicy(Box::new(v)));
+    let parsers: [(&str, &str, Kind, Parse); 8] = [
         (Namespace::API_VERSION, Namespace::KIND, Kind::Namespace, |v| Ok(Object::Namespace(typed(v)?))),
         (Pod::API_VERSION, Pod::KIND, Kind::Pod, |v| Ok(Object::Pod(typed(v)?))),
         (Service::API_VERSION, Service::KIND, Kind::Service, |v| Ok(Object::Service(typed(v)?))),
         (EndpointSlice::API_VERSION, EndpointSlice::KIND, Kind::EndpointSlice, |v| {
             Ok(Object::EndpointSlice(typed(v)?))
         }),
+        ("security.istio.io/v1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
+        ("security.istio.io/v1beta1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
+        ("security.istio.io/v1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
+        ("security.istio.io/v1beta1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
     ];
     let parser = parsers.into_iter().find(|parser| (parser.0, parser.1) == (version, kind))?;
     Some((parser.2, parser.3))
@@ -223,16 +246,6 @@ fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
 fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, Invalid> {
     let typed = serde_path_to_error::deserialize(value).map(Box::new);
     typed.map_err(|error| FieldPath::from(error.path()).invalid(error.inner().to_string()))
-}
-
-/// What an object is called, also where the rest of it is not valid.
-fn key(kind: Kind, value: &Value) -> Result<Key, Invalid> {
-    let metadata = value.get("metadata").unwrap_or(&Value::Null);
-    let field = |name| text(metadata, name).map(str::to_owned);
-    Key::new(
-        kind,
-        &ObjectMeta { name: field("name"), namespace: field("namespace"), ..ObjectMeta::default() },
-    )
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
@@ -256,7 +269,7 @@ mod tests {
     fn check_as(format: Format, text: &str, expected: &[&str]) {
         let shown = match read(text, format, &settings()) {
             Ok(contents) => {
-                let valid = contents.records.iter().map(|(record, line)| format!("{line} {}", record.key()));
+                let valid = contents.records.iter().map(|object| format!("{} {}", object.line, object.record.key()));
                 let invalid =
                     contents.invalid.iter().map(|(_, fault)| format!("{}! {}", fault.line, fault.message));
                 let unused = contents.unused.iter().map(|kind| format!("unused {kind}"));

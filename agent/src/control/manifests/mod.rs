@@ -10,6 +10,8 @@
 
 mod directory;
 mod document;
+mod objects;
+mod source;
 mod tree;
 mod watcher;
 
@@ -25,6 +27,8 @@ use super::{Readiness, Settings, publish::Publisher};
 use crate::mesh::{Snapshot, TrustDomain};
 
 pub use directory::Problem;
+pub use objects::{Objects, Place};
+pub use source::Source;
 
 /// A directory that is being watched, for as long as this lives.
 #[derive(Debug)]
