@@ -4,6 +4,7 @@ mod explain;
 mod files;
 mod lint;
 mod paint;
+mod settings;
 mod test;
 mod tree;
 

@@ -61,7 +61,8 @@ impl Node {
 
 impl Tree {
     fn verdict(&self, allowed: bool, why: &str) -> String {
-        let word = if allowed { self.paint.ink(Ink::Good, "ALLOW") } else { self.paint.ink(Ink::Bad, "DENY") };
+        let word =
+            if allowed { self.paint.ink(Ink::Good, "ALLOW") } else { self.paint.ink(Ink::Bad, "DENY") };
         format!("{word}: {why}")
     }
 

@@ -2,13 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{
-    super::FieldPath,
-    Code, Findings, World, is_enrolled, spec,
-};
+use super::{super::FieldPath, Code, Findings, World, is_enrolled, spec};
 use crate::mesh::{
-    Action, AuthorizationPolicy, Clause, Entry, Field, Identity, PlaintextAction, Rule, Strings,
-    Target, Test, Values, Workload,
+    Action, AuthorizationPolicy, Clause, Entry, Field, Identity, PlaintextAction, Rule, Strings, Target,
+    Test, Values, Workload,
 };
 
 pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
@@ -68,7 +65,8 @@ impl Named<'_> {
     fn foreign(&self, values: &Values) -> Vec<(Code, String)> {
         let own = self.world.trust_domain.as_str();
         let foreign = |domain: &str, text: &str| {
-            let message = format!("no identity of the mesh matches {text:?}: its trust domain is {own}, not {domain}");
+            let message =
+                format!("no identity of the mesh matches {text:?}: its trust domain is {own}, not {domain}");
             (Code::ForeignTrustDomain, message)
         };
         match values {
@@ -117,14 +115,11 @@ impl Named<'_> {
                     .filter_map(|text| self.stranger(&format!("the identity {text}"), |pod| is(pod, text)));
                 judged.collect()
             }
-            Values::Namespaces(texts) => {
-                judge(texts, &|pod, text| *pod.namespace == *text, "the namespace")
-            }
+            Values::Namespaces(texts) => judge(texts, &|pod, text| *pod.namespace == *text, "the namespace"),
             Values::ServiceAccounts(texts) => judge(
                 texts,
                 &|pod, text| {
-                    text.split_once('/')
-                        == Some((pod.identity.namespace(), pod.identity.service_account()))
+                    text.split_once('/') == Some((pod.identity.namespace(), pod.identity.service_account()))
                 },
                 "the service account",
             ),
@@ -190,7 +185,10 @@ fn needs_identity(rule: &Rule) -> bool {
         entry.fields.iter().any(|field| match &field.test {
             Test::Is(values) => matches!(
                 values,
-                Values::Principals(_) | Values::Namespaces(_) | Values::ServiceAccounts(_) | Values::TrustDomains(_)
+                Values::Principals(_)
+                    | Values::Namespaces(_)
+                    | Values::ServiceAccounts(_)
+                    | Values::TrustDomains(_)
             ),
             Test::Not(_) | Test::Unseen => false,
         })

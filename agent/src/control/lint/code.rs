@@ -121,7 +121,9 @@ impl Code {
                 ("dry-run-peer-authentication", Warning, "take the annotation out")
             }
             Self::DuplicateObject => ("duplicate-object", Warning, "take one of the two out"),
-            Self::SelectsNothing => ("selects-nothing", Warning, "correct the labels, or take the policy out"),
+            Self::SelectsNothing => {
+                ("selects-nothing", Warning, "correct the labels, or take the policy out")
+            }
             Self::NotEnforced => {
                 ("not-enforced", Warning, "label the namespace or the pods culvert.dev/mesh: enabled")
             }

@@ -81,7 +81,7 @@ impl<'a> Findings<'a> {
 
     /// Notes an object that could not be read.
     pub(super) fn problem(&mut self, code: Code, key: &Key, problem: &Problem) {
-        let Problem { file, line, message } = problem;
+        let Problem { file, line, message, policy: _ } = problem;
         self.found.push(Finding {
             object: Some(key.to_string()),
             file: Some(file.clone()),

@@ -1,9 +1,6 @@
 //! Rules that do nothing: that nothing matches, that another says already, or that another undoes.
 
-use super::{
-    super::FieldPath,
-    Code, Findings, World, spec,
-};
+use super::{super::FieldPath, Code, Findings, World, spec};
 use crate::mesh::{Action, AuthorizationPolicy, Rule, Rules};
 
 pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
@@ -63,8 +60,7 @@ impl<'a> Place<'a> {
         let relevant = !self.policy.action.denies()
             && other.action.denies()
             && other.reaches_all_of(self.policy, self.world.root);
-        let covers =
-            |rule: &Rule| rule.covers(other.action, self.rule, self.policy.action);
+        let covers = |rule: &Rule| rule.covers(other.action, self.rule, self.policy.action);
         let undone = relevant && (other.rules == Rules::Unreadable || other.rules().iter().any(covers));
         undone.then(|| {
             let message = format!("{} {} refuses all that it permits", other.action.as_str(), other.name);
@@ -82,12 +78,7 @@ impl<'a> Place<'a> {
         other.rules().iter().enumerate().find_map(|(at, rule)| self.said_by_rule(other, at, rule))
     }
 
-    fn said_by_rule(
-        &self,
-        other: &AuthorizationPolicy,
-        at: usize,
-        rule: &Rule,
-    ) -> Option<(Code, String)> {
+    fn said_by_rule(&self, other: &AuthorizationPolicy, at: usize, rule: &Rule) -> Option<(Code, String)> {
         let own = (&self.policy.name, self.at);
         let theirs = (&other.name, at);
         if own == theirs || !rule.covers(other.action, self.rule, self.policy.action) {

@@ -6,9 +6,7 @@ use super::{
     super::{FieldPath, Key, Kind},
     Code, Findings, World, is_enrolled, spec,
 };
-use crate::mesh::{
-    Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyName, Target, Workload,
-};
+use crate::mesh::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyName, Target, Workload};
 
 pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
     for policy in world.snapshot.policies().authorization() {
@@ -63,7 +61,12 @@ fn selection(
     }
     match field {
         Some(field) if pods.is_empty() => {
-            findings.policy(Code::SelectsNothing, policy, &field, "it selects no pod: the policy does nothing");
+            findings.policy(
+                Code::SelectsNothing,
+                policy,
+                &field,
+                "it selects no pod: the policy does nothing",
+            );
         }
         field if !pods.is_empty() && !pods.iter().any(|pod| is_enrolled(pod)) => {
             let message = "none of the pods that it is for is in the mesh: nothing enforces it";
@@ -102,8 +105,7 @@ fn ignored(
     let same_level = |other: &PeerAuthentication| {
         other.name.namespace == policy.name.namespace && other.selector.is_some() == policy.selector.is_some()
     };
-    let older: Vec<_> =
-        all.iter().filter(|other| same_level(other) && other.age() < policy.age()).collect();
+    let older: Vec<_> = all.iter().filter(|other| same_level(other) && other.age() < policy.age()).collect();
     let pods = world.authenticated(policy);
     let replaces = |other: &PeerAuthentication| {
         let theirs: BTreeSet<_> = world.authenticated(other).iter().map(|pod| &pod.uid).collect();

@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
 
 use super::{
-    super::{FieldPath, Invalid, Key, Kind, Object, Record, Settings},
+    super::{FieldPath, Invalid, Key, Kind, Object, PolicyNotice, Record, Settings},
     tree::{Locate, Tree, budget},
 };
 
@@ -26,12 +26,15 @@ pub(super) struct Contents {
     pub(super) unused: Vec<String>,
 }
 
-/// A valid object, and where it stands.
+/// A valid object.
 #[derive(Debug)]
 pub(super) struct Located {
     pub(super) record: Record,
+    /// The line that it begins on.
     pub(super) line: usize,
-    /// From its document's root.
+    /// The line of each of its notices.
+    pub(super) notice_lines: Vec<usize>,
+    /// The steps to it from its document's root.
     pub(super) path: FieldPath,
 }
 
@@ -123,7 +126,12 @@ impl Document<'_> {
     }
 
     /// Reads an object, or each object of a list; `path` leads to it from the document's root.
-    pub(super) fn read(&self, mut value: Value, path: &FieldPath, reader: &mut Reader<'_>) -> Result<(), Fault> {
+    pub(super) fn read(
+        &self,
+        mut value: Value,
+        path: &FieldPath,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Fault> {
         if value.is_null() {
             return Ok(());
         }
@@ -163,8 +171,10 @@ impl Document<'_> {
         let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
             Ok(record) => {
-                let line = self.line(path);
-                reader.contents.records.push(Located { record, line, path: path.clone() });
+                let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
+                let notice_lines = record.notices().iter().map(line).collect();
+                let (line, path) = (self.line(path), path.clone());
+                reader.contents.records.push(Located { record, line, notice_lines, path });
             }
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
@@ -269,7 +279,10 @@ mod tests {
     fn check_as(format: Format, text: &str, expected: &[&str]) {
         let shown = match read(text, format, &settings()) {
             Ok(contents) => {
-                let valid = contents.records.iter().map(|object| format!("{} {}", object.line, object.record.key()));
+                let valid = contents
+                    .records
+                    .iter()
+                    .map(|Located { record, line, .. }| format!("{line} {}", record.key()));
                 let invalid =
                     contents.invalid.iter().map(|(_, fault)| format!("{}! {}", fault.line, fault.message));
                 let unused = contents.unused.iter().map(|kind| format!("unused {kind}"));

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value;
 
 use super::{
-    super::{
-        FieldPath, Index, Key, Kind, PolicyNotice, Record, Settings, Severity, convert::Content,
-    },
+    super::{FieldPath, Index, Key, Kind, PolicyNotice, Record, Settings, Severity, convert::Content},
     Problem,
     document::{Fault, Located, Reader},
     source::Source,
@@ -72,7 +70,7 @@ impl Objects {
         let mut reader = Reader::new(&self.settings);
         text.read(value, path, &mut reader).map_err(|fault| source.fault(fault))?;
         let contents = reader.contents;
-        for Located { record, path, line: _ } in contents.records {
+        for Located { record, path, line: _, notice_lines: _ } in contents.records {
             let place = Place { source: Arc::clone(source), document, path };
             let key = record.key().clone();
             if let Some(earlier) = self.objects.insert(key.clone(), Entry { record, place }) {

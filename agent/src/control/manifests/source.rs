@@ -32,9 +32,8 @@ impl Source {
     /// Where it cannot be read, or is no text.
     pub fn read(path: PathBuf) -> Result<Arc<Self>, Problem> {
         let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
-        let problem = |line, message| Problem { file: path.clone(), line, message };
-        let bytes =
-            read_bounded(&path).map_err(|error| problem(None, format!("cannot be read: {error}")))?;
+        let problem = |line, message| Problem { file: path.clone(), line, message, policy: None };
+        let bytes = read_bounded(&path).map_err(|error| problem(None, format!("cannot be read: {error}")))?;
         let text = text(&bytes).map_err(|Fault { line, message }| problem(Some(line), message))?.to_owned();
         let begin = text.as_ptr().addr();
         let span = |document: &Document<'_>| {
@@ -66,7 +65,7 @@ impl Source {
 
     /// Says what is wrong in the file.
     pub fn problem(&self, line: Option<usize>, message: String) -> Problem {
-        Problem { file: self.path.clone(), line, message }
+        Problem { file: self.path.clone(), line, message, policy: None }
     }
 
     pub(super) fn fault(&self, Fault { line, message }: Fault) -> Problem {

@@ -50,7 +50,10 @@ impl Answer {
 
     /// Returns why, in one line.
     pub fn why(&self) -> &str {
-        self.before_policy.map_or(&self.explanation.verdict.why, BeforePolicy::as_str)
+        match self.before_policy {
+            Some(before) => before.as_str(),
+            None => &self.explanation.verdict.why,
+        }
     }
 
     /// Returns the policies of which each decides it so, as `namespace/name`: empty where none does.

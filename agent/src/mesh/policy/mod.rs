@@ -10,11 +10,14 @@
 //!                              └───────► explain(workload, connection) ──► Explanation, for people
 //! ```
 
+mod answer;
 mod blocks;
 mod cover;
 mod decision;
 mod evaluate;
+mod explain;
 mod name;
+mod nearest;
 mod peer;
 mod plaintext;
 mod query;
@@ -24,11 +27,17 @@ mod set;
 mod strings;
 mod truth;
 mod view;
+mod words;
 
+pub use answer::Answer;
 pub use blocks::IpBlocks;
 pub use decision::{Connection, Decision, Denial, DryRun, Mismatch, Permit};
+pub use explain::{
+    ClauseExplanation, EntryExplanation, Explanation, FieldExplanation, LevelExplanation, ModeExplanation,
+    PolicyExplanation, RuleExplanation, Verdict,
+};
 pub use name::{PolicyKind, PolicyName};
-pub use peer::{Mode, PeerAuthentication};
+pub use peer::{Level, Mode, PeerAuthentication};
 pub use plaintext::{Plaintext, PlaintextAction};
 pub use query::{BeforePolicy, Client, Query, QueryError, Server};
 pub use rule::{Action, AuthorizationPolicy, Clause, Entry, Field, Rule, Rules, Test, Values};

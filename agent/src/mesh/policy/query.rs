@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::Connection;
 use crate::mesh::{Enrollment, Identity, IdentityError, NotEnrolled, PodName, Snapshot, Workload};
 
@@ -55,8 +57,8 @@ pub struct Query {
 }
 
 /// What decides before any policy is asked.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum BeforePolicy {
     /// The pod's traffic to itself is let alone.
     OwnTraffic,
@@ -68,7 +70,9 @@ pub enum BeforePolicy {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum QueryError {
     /// Not in a form that is understood.
-    #[error("{0:?} is no client: write namespace/pod, spiffe://…, an address, or one of the first two with @address")]
+    #[error(
+        "{0:?} is no client: write namespace/pod, spiffe://…, an address, or one of the first two with @address"
+    )]
     Client(String),
     /// Not in a form that is understood.
     #[error("{0:?} is not of the form namespace/pod:port")]
@@ -127,11 +131,7 @@ impl Query {
 
     /// Returns the connection as policy sees it.
     pub fn connection(&self) -> Connection<'_> {
-        Connection {
-            source: self.source,
-            identity: self.identity.as_ref(),
-            destination: self.destination,
-        }
+        Connection { source: self.source, identity: self.identity.as_ref(), destination: self.destination }
     }
 
     /// Returns what decides before any policy is asked, if anything does.
@@ -194,8 +194,7 @@ impl Client {
 impl Whereabouts {
     fn of(identity: &Identity, snapshot: &Snapshot) -> Self {
         let mut pods = snapshot.workloads().iter();
-        let pod =
-            pods.find(|pod| pod.identity == *identity && pod.enrollment == Enrollment::Enrolled);
+        let pod = pods.find(|pod| pod.identity == *identity && pod.enrollment == Enrollment::Enrolled);
         match pod {
             Some(pod) if !pod.addresses.is_empty() => Self::At(pod.addresses.clone()),
             _ => Self::Unknown,
@@ -293,10 +292,7 @@ mod tests {
             enrollment: Enrollment::Not(NotEnrolled::NoLabel),
             ..pod("legacy", &["10.0.0.8", "fd00::8"])
         };
-        let on_host = Workload {
-            enrollment: Enrollment::Not(NotEnrolled::HostNetwork),
-            ..pod("host", &[])
-        };
+        let on_host = Workload { enrollment: Enrollment::Not(NotEnrolled::HostNetwork), ..pod("host", &[]) };
         let pods = vec![
             pod("front", &["10.0.0.1", "fd00::1"]),
             pod("web", &["fd00::5", "10.0.0.5"]),
@@ -332,7 +328,11 @@ mod tests {
         check("shop/host@192.0.2.1", "shop/four:80", "- 192.0.2.1 10.0.0.6:80 -");
         check("::ffff:192.0.2.1", "shop/web:80", "- 192.0.2.1 10.0.0.5:80 -");
         check("spiffe://cluster.local/ns/shop/sa/front", "shop/four:80", "front 10.0.0.1 10.0.0.6:80 -");
-        check("spiffe://cluster.local/ns/shop/sa/front@192.0.2.1", "shop/web:80", "front 192.0.2.1 10.0.0.5:80 -");
+        check(
+            "spiffe://cluster.local/ns/shop/sa/front@192.0.2.1",
+            "shop/web:80",
+            "front 192.0.2.1 10.0.0.5:80 -",
+        );
         check("spiffe://cluster.local/ns/shop/sa/nobody", "shop/four:80", "nobody 0.0.0.0 10.0.0.6:80 -");
         check("spiffe://cluster.local/ns/shop/sa/nobody", "shop/web:80", "nobody :: [fd00::5]:80 -");
     }
@@ -367,9 +367,17 @@ mod tests {
             "the pod shop/legacy is not enrolled, so that no policy is enforced at it: neither it nor its namespace has \
              the label culvert.dev/mesh: enabled",
         );
-        check("shop/host", "shop/web:80", "the pod shop/host has no address of its own: say which (ip, or @address)");
+        check(
+            "shop/host",
+            "shop/web:80",
+            "the pod shop/host has no address of its own: say which (ip, or @address)",
+        );
         check("shop/front@10.0.0.2", "shop/web:80", "10.0.0.2 is no address of the pod shop/front");
-        check("fd00::9", "shop/four:80", "the client has no address of the family of any address of the pod shop/four");
+        check(
+            "fd00::9",
+            "shop/four:80",
+            "the client has no address of the family of any address of the pod shop/four",
+        );
         for from in ["", "front", "a/b/c", "shop/", "shop/front@", "shop/front@x"] {
             assert!(matches!(from.parse::<Client>(), Err(QueryError::Client(_))), "{from:?}");
         }

@@ -13,11 +13,7 @@ use self::{
     results::{Failure, Ran, Results},
     suite::{Case, Decider, Suite, Verdict},
 };
-use super::{
-    FOUND, UNUSABLE, files,
-    paint::Paint,
-    tree,
-};
+use super::{FOUND, UNUSABLE, files, paint::Paint, tree};
 use crate::{
     control::Problem,
     mesh::{Answer, Snapshot},
@@ -105,8 +101,8 @@ impl Case {
         if got != self.expect {
             expect("", self.expect.to_string(), got.to_string());
         }
-        if let Some(policy) = self.policy.as_ref().filter(|policy| !policy.is_among(&answer.deciders)) {
-            expect("policy ", policy.to_string(), names(&answer.deciders));
+        if let Some(policy) = self.policy.as_ref().filter(|policy| !policy.is_among(&answer.deciders())) {
+            expect("policy ", policy.to_string(), names(&answer.deciders()));
         }
         let dry_run = Verdict::of(answer.would_be_allowed());
         if let Some(expected) = self.dry_run.filter(|expected| *expected != dry_run) {
@@ -124,14 +120,14 @@ impl Verdict {
 }
 
 impl Decider {
-    fn is_among(&self, deciders: &[String]) -> bool {
+    fn is_among(&self, deciders: &[&str]) -> bool {
         match self {
             Self::None => deciders.is_empty(),
-            policy @ Self::Policy { .. } => deciders.contains(&policy.to_string()),
+            policy @ Self::Policy { .. } => deciders.contains(&policy.to_string().as_str()),
         }
     }
 }
 
-fn names(deciders: &[String]) -> String {
+fn names(deciders: &[&str]) -> String {
     if deciders.is_empty() { "none".to_owned() } else { deciders.join(", ") }
 }

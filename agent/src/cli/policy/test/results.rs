@@ -44,8 +44,11 @@ impl Results {
     pub(super) fn render(&self, paint: Paint) -> String {
         let mut text = format!("\nrunning {} tests\n", self.ran.len());
         for ran in &self.ran {
-            let verdict =
-                if ran.failure.is_some() { paint.ink(Ink::Bad, "FAILED") } else { paint.ink(Ink::Good, "ok") };
+            let verdict = if ran.failure.is_some() {
+                paint.ink(Ink::Bad, "FAILED")
+            } else {
+                paint.ink(Ink::Good, "ok")
+            };
             let _ = writeln!(text, "test {}: {} ... {verdict}", ran.file, ran.name);
         }
         self.failures(&mut text);

@@ -188,7 +188,9 @@ impl ClientText {
             (None, Some(Parsed(identity)), address) => Ok(Client::Identity { identity, address }),
             (None, None, Some(address)) => Ok(Client::Address(address)),
             (None, None, None) => Err(from().invalid("it needs a pod, an identity or an ip")),
-            (Some(_), Some(_), _) => Err(from().invalid("a pod has its own identity: leave one of the two out")),
+            (Some(_), Some(_), _) => {
+                Err(from().invalid("a pod has its own identity: leave one of the two out"))
+            }
         }
     }
 }

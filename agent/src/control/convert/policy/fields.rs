@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{super::Invalid, node::Node, notice::{Notices, Topic}};
+use super::{
+    super::Invalid,
+    node::Node,
+    notice::{Notices, Topic},
+};
 use crate::mesh::{Pattern, Strings, Values};
 
 /// What values are compared with.

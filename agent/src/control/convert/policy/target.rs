@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{super::Invalid, node::Node, notice::{Notices, Topic}};
+use super::{
+    super::Invalid,
+    node::Node,
+    notice::{Notices, Topic},
+};
 use crate::mesh::{Labels, Target};
 
 /// Reads whom an AuthorizationPolicy of `namespace` is for.
