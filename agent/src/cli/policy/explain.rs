@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::anyhow;
 use clap::Args;
+use serde::Serialize;
 
-use super::{files, paint::Paint, settings::SettingsArgs, tree};
+use super::{files, paint::Paint, settings::SettingsArgs, show, tree};
 use crate::{
     cli::socket::ask,
     control::{Objects, Source},
@@ -45,6 +46,18 @@ pub(super) struct ExplainArgs {
     json: bool,
 }
 
+/// An answer as JSON, with what follows from it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    allowed: bool,
+    would_be_allowed: bool,
+    why: &'a str,
+    decided_by: Vec<&'a str>,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
 /// Prints the explanation.
 pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let answer = match &args.agent {
@@ -52,9 +65,16 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         None => by_files(args)?,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        let document = Document {
+            allowed: answer.is_allowed(),
+            would_be_allowed: answer.would_be_allowed(),
+            why: answer.why(),
+            decided_by: answer.deciders(),
+            answer: &answer,
+        };
+        show(&(serde_json::to_string_pretty(&document)? + "\n"))?;
     } else {
-        print!("{}", tree::render(&answer, Paint::of_stdout()));
+        show(&tree::render(&answer, Paint::of_stdout()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

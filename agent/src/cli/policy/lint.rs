@@ -9,6 +9,7 @@ use super::{
     FOUND, files,
     paint::{Ink, Paint},
     settings::SettingsArgs,
+    show,
 };
 use crate::control::{Finding, Objects, Severity, Source, lint};
 
@@ -54,9 +55,9 @@ pub(super) fn run(args: &LintArgs) -> anyhow::Result<ExitCode> {
     }
     let findings = lint(&objects);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        show(&(serde_json::to_string_pretty(&findings)? + "\n"))?;
     } else {
-        print!("{}", render(&findings, Paint::of_stdout()));
+        show(&render(&findings, Paint::of_stdout()))?;
     }
     let worst = findings.iter().map(|finding| finding.severity).max();
     Ok(if worst >= Some(args.deny.severity()) { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })

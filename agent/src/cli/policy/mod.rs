@@ -8,8 +8,12 @@ mod settings;
 mod test;
 mod tree;
 
-use std::process::ExitCode;
+use std::{
+    io::{ErrorKind, Write as _},
+    process::ExitCode,
+};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 /// Test policies, find what is odd in them, and explain what they say to a connection
@@ -43,6 +47,14 @@ pub(super) fn run(args: &PolicyArgs) -> ExitCode {
         eprintln!("culvert: {error:#}");
         ExitCode::from(UNUSABLE)
     })
+}
+
+/// Writes to the standard output. That nobody reads on, as with `| head`, is no failure.
+fn show(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing the output"),
+        _ => Ok(()),
+    }
 }
 
 /// What the process ends with where something was found that the person asked about: a case that fails, a finding.

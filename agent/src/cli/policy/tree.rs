@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::paint::{Ink, Paint};
 use crate::mesh::{
-    Answer, ClauseExplanation, EntryExplanation, Explanation, FieldExplanation, LevelExplanation, Mode,
-    PolicyExplanation, RuleExplanation, Verdict,
+    Action, Answer, Clause, ClauseExplanation, EntryExplanation, Explanation, FieldExplanation,
+    LevelExplanation, Mode, PolicyExplanation, RuleExplanation, Verdict,
 };
 
 /// Renders an answer.
@@ -96,38 +96,43 @@ impl Tree {
         Node {
             marked: *matches,
             line: format!("{} {policy}{dry_run}{why}", action.as_str()),
-            children: rules.iter().map(|rule| self.rule(rule)).collect(),
+            children: rules.iter().map(|rule| rule_node(rule, *action)).collect(),
         }
     }
+}
 
-    fn rule(&self, rule: &RuleExplanation) -> Node {
-        let RuleExplanation { path, matches, blind, clauses } = rule;
-        let why = match (*matches, *blind, clauses.is_empty()) {
-            (true, _, true) => " is empty, and so always matches",
-            (true, ..) => " matches",
-            (false, true, _) => " needs what cannot be seen of a TCP connection, and so never matches",
-            (false, ..) => " does not match",
-        };
-        let children = clauses.iter().flat_map(|clause| self.clause(clause)).collect();
-        Node { marked: *matches, line: format!("{path}{why}"), children }
-    }
+fn rule_node(rule: &RuleExplanation, action: Action) -> Node {
+    let RuleExplanation { path, matches, blind, clauses } = rule;
+    let why = match (*matches, *blind && action == Action::Allow, clauses.is_empty()) {
+        (true, _, true) => " is empty, and so always matches",
+        (true, ..) => " matches",
+        (false, true, _) => " needs what cannot be seen of a TCP connection, and so never matches",
+        (false, ..) => " does not match",
+    };
+    let children = clauses.iter().map(clause_node).collect();
+    Node { marked: *matches, line: format!("{path}{why}"), children }
+}
 
-    /// The entries of a clause. Where one of several is enough, each says so itself by its mark.
-    fn clause(&self, clause: &ClauseExplanation) -> Vec<Node> {
-        clause.entries.iter().map(|entry| self.entry(entry)).collect()
-    }
+fn clause_node(clause: &ClauseExplanation) -> Node {
+    let ClauseExplanation { clause, matches, entries } = clause;
+    let wanted = match clause {
+        Clause::From | Clause::To => "one must match",
+        Clause::When => "each must match",
+    };
+    let line = format!("{} ({wanted})", clause.as_str());
+    Node { marked: *matches, line, children: entries.iter().map(entry_node).collect() }
+}
 
-    fn entry(&self, entry: &EntryExplanation) -> Node {
-        let EntryExplanation { path, key, matches, why, fields } = entry;
-        let key = key.as_ref().map_or_else(String::new, |key| format!(" ({key})"));
-        let why = why.as_ref().map_or_else(String::new, |why| format!(" {why}"));
-        let children = fields.iter().map(|field| self.field(field, path)).collect();
-        Node { marked: *matches, line: format!("{path}{key}{why}"), children }
-    }
+fn entry_node(entry: &EntryExplanation) -> Node {
+    let EntryExplanation { path, key, matches, why, fields } = entry;
+    let key = key.as_ref().map_or_else(String::new, |key| format!(" ({key})"));
+    let why = why.as_ref().map_or_else(String::new, |why| format!(" {why}"));
+    let children = fields.iter().map(|field| field_node(field, path)).collect();
+    Node { marked: *matches, line: format!("{path}{key}{why}"), children }
+}
 
-    fn field(&self, field: &FieldExplanation, entry: &str) -> Node {
-        let FieldExplanation { path, matches, why } = field;
-        let name = path.strip_prefix(entry).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path);
-        Node::leaf(*matches, format!("{name} {why}"))
-    }
+fn field_node(field: &FieldExplanation, entry: &str) -> Node {
+    let FieldExplanation { path, matches, why } = field;
+    let name = path.strip_prefix(entry).and_then(|rest| rest.strip_prefix('.')).unwrap_or(path);
+    Node::leaf(*matches, format!("{name} {why}"))
 }

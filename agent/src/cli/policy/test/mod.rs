@@ -13,7 +13,7 @@ use self::{
     results::{Failure, Ran, Results},
     suite::{Case, Decider, Suite, Verdict},
 };
-use super::{FOUND, UNUSABLE, files, paint::Paint, tree};
+use super::{FOUND, UNUSABLE, files, paint::Paint, show, tree};
 use crate::{
     control::Problem,
     mesh::{Answer, Snapshot},
@@ -56,7 +56,7 @@ pub(super) fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     }
     warn(&suites);
     let results = evaluate(&suites, args.filter.as_deref());
-    print!("{}", results.render(Paint::of_stdout()));
+    show(&results.render(Paint::of_stdout()))?;
     if let Some(path) = &args.junit {
         fs::write(path, junit::render(&results)?).with_context(|| format!("writing {}", path.display()))?;
     }
