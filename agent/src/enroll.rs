@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     capture::{self, Capture, NetNs},
     identity::SvidStore,
-    mesh::{Enrollment, Identity, NetnsRef, Snapshot, Workload},
+    mesh::{Enrollment, Identity, NetnsRef, Plaintext, Snapshot, Workload},
     proxy::{Context, Pod},
 };
 
@@ -288,7 +288,7 @@ impl Enroller {
         }
         let inode = inode(&netns_at);
         let netns = NetNs::open(&netns_at)?;
-        let capture = self.capture.enroll(netns, &workload.addresses)?;
+        let capture = self.capture.enroll(netns, &workload.addresses, &Plaintext::pass())?;
         let pod = Pod::start(&self.context, workload.clone(), capture).map_err(EnrollError::Listeners)?;
         tracing::info!(
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
