@@ -12,6 +12,7 @@
 //!
 //! The kernel's part is `agent-ebpf`; how the two fit together is told in docs/architecture.md.
 
+mod bypass;
 mod cgroup;
 mod cleanup;
 mod dial;
@@ -22,6 +23,7 @@ mod netns;
 mod pins;
 mod pod;
 mod programs;
+mod refusals;
 mod slots;
 mod socket;
 mod stats;
@@ -30,6 +32,7 @@ mod tables;
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -37,14 +40,16 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use bypass::Bypass;
 pub use dial::Dialler;
 pub use error::Error;
 pub use netns::NetNs;
 pub use pod::PodCapture;
+pub use refusals::{Refusal, Refusals};
 pub use socket::{end_cleanly, is_delivered, reset_on_close};
 pub use stats::Stats;
 
-use crate::mesh::Destination;
+use crate::mesh::{Destination, Plaintext};
 use {lock::Lock, pins::Pins, slots::Slots, tables::Tables};
 
 /// What capture needs to know of the node.
@@ -102,21 +107,35 @@ impl Capture {
         self.tables.set_destinations(want)
     }
 
-    /// Enrolls the pod of a network namespace: listeners, the `sk_lookup` link, and last the entry that starts capture.
+    /// Enrolls the pod of a network namespace: listeners, what happens to plaintext, the `sk_lookup` link, and last the
+    /// entry that starts capture.
     ///
     /// A namespace that an earlier agent enrolled keeps its slot, and what is established there goes on. The programs
     /// of the pod are replaced without a gap.
     ///
     /// # Errors
     /// Where the namespace is the node's own, does not hold the addresses, is enrolled already, or there is no slot.
-    pub fn enroll(self: &Arc<Self>, netns: NetNs, addresses: &[IpAddr]) -> Result<PodCapture, Error> {
+    pub fn enroll(
+        self: &Arc<Self>,
+        netns: NetNs,
+        addresses: &[IpAddr],
+        plaintext: &Plaintext,
+    ) -> Result<PodCapture, Error> {
         if netns.cookie() == self.host.cookie() {
             return Err(Error::refused(
                 &netns,
                 "it is the node's own; pods with hostNetwork cannot be enrolled",
             ));
         }
-        PodCapture::enroll(Arc::clone(self), netns, addresses)
+        PodCapture::enroll(Arc::clone(self), netns, addresses, plaintext)
+    }
+
+    /// Returns the plaintext that the kernel refuses, of all pods. There is one reader: it can be had once.
+    ///
+    /// # Errors
+    /// Where it has been had already, or there is no runtime to wait on.
+    pub fn refusals(self: &Arc<Self>) -> io::Result<Refusals> {
+        Ok(Refusals {})
     }
 
     /// Forgets the pods that an earlier agent enrolled and nobody wants any more, and pins of another layout.

@@ -12,8 +12,8 @@ use std::{
 
 use agent_ebpf::{Address, MAX_ADDRESSES, Pod, kind, listener};
 
-use super::{Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
-use crate::mesh::OrigDst;
+use super::{Bypass, Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
+use crate::mesh::{OrigDst, Plaintext};
 
 /// One enrolled pod: its listeners and the way into its namespace.
 ///
@@ -30,7 +30,12 @@ pub struct PodCapture {
 }
 
 impl PodCapture {
-    pub(super) fn enroll(capture: Arc<Capture>, netns: NetNs, addresses: &[IpAddr]) -> Result<Self, Error> {
+    pub(super) fn enroll(
+        capture: Arc<Capture>,
+        netns: NetNs,
+        addresses: &[IpAddr],
+        _plaintext: &Plaintext,
+    ) -> Result<Self, Error> {
         let entry = describe(&netns, addresses)?;
         let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
         match start(&capture, &netns, slot, entry, addresses) {
@@ -63,6 +68,43 @@ impl PodCapture {
     /// Where there are no descriptors left.
     pub fn hbone_listeners(&self) -> io::Result<Vec<TcpListener>> {
         self.listeners.duplicate([listener::HBONE4, listener::HBONE6])
+    }
+
+    /// Returns non-blocking listeners for plaintext from outside that policy has to look at, as
+    /// [`Self::outbound_listeners`] does. What they accept has the real client as its peer and the address that was asked
+    /// for as its own; its close is a reset until [`end_cleanly`](super::end_cleanly) says otherwise.
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn plaintext_listeners(&self) -> io::Result<Vec<TcpListener>> {
+        Ok(Vec::new())
+    }
+
+    /// Changes what happens to new plaintext connections from outside. In no moment does one pass that neither the old
+    /// nor the new rules let pass.
+    ///
+    /// # Errors
+    /// Where there is no room for the exceptions, or the kernel refuses; the agent then gets to look at all of the pod's
+    /// plaintext.
+    pub fn set_plaintext(&self, _want: &Plaintext) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns the connections from outside to the pod's applications that the agent does not carry: not its own, nor
+    /// those of the node's own processes.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to tell.
+    pub fn bypassing(&self) -> io::Result<Vec<Bypass>> {
+        Ok(Vec::new())
+    }
+
+    /// Ends a connection: the application gets ECONNABORTED, and the peer a reset. That it has ended already is no error.
+    ///
+    /// # Errors
+    /// `Unsupported` where the kernel has been built without CONFIG_INET_DIAG_DESTROY; where it refuses otherwise.
+    pub fn destroy(&self, _bypass: &Bypass) -> io::Result<()> {
+        Ok(())
     }
 
     /// Takes the original destination of a connection that an outbound listener accepted; it can be taken once.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     capture,
-    mesh::{NetnsRef, Plaintext, PlaintextAction},
+    mesh::{NetnsRef, Plaintext},
     proxy::{Pod, Terms},
 };
 
@@ -77,17 +77,11 @@ impl Member {
         if self.plaintext.as_ref() == Some(want) {
             return Ok(());
         }
+        // Where it fails, the agent gets to look at all of it (`PodCapture::set_plaintext`), and it is tried again.
         self.plaintext = None;
-        let told = self.pod.capture().set_plaintext(want);
-        if told.is_ok() {
-            self.plaintext = Some(want.clone());
-        } else {
-            // The agent decides by all the policies, and it needs one word of the kernel's instead of one for each port.
-            // Should that fail too, the pod is reported as the first failure is, and tried again.
-            let all = Plaintext { otherwise: PlaintextAction::Inspect, ports: Default::default() };
-            let _ = self.pod.capture().set_plaintext(&all);
-        }
-        told
+        self.pod.capture().set_plaintext(want)?;
+        self.plaintext = Some(want.clone());
+        Ok(())
     }
 }
 

@@ -6,7 +6,6 @@
 //! ```
 
 use std::{
-    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -114,8 +113,6 @@ fn look(pod: &Shared) -> Swept {
         let Err(denial) = &decision.verdict else { continue };
         match pod.capture.destroy(&connection) {
             Ok(()) => swept.ended.push((connection, decision)),
-            // It has ended by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let capture::Bypass { source, destination, .. } = connection;
                 let (count, _) = swept.unenforced.take().unwrap_or_default();

@@ -16,7 +16,7 @@ use std::{
 
 use culvert::{
     capture::{Capture, Config, PodCapture, Stats, end_cleanly},
-    mesh::Destination,
+    mesh::{Destination, Plaintext},
 };
 use nix::mount::{MsFlags, mount};
 
@@ -96,7 +96,9 @@ impl World {
 
     /// Enrolls the pod.
     pub(crate) fn enroll(&self) -> PodCapture {
-        self.capture().enroll(self.pod.open(), &[ip(POD4), ip(POD6)]).expect("enrolling the pod")
+        self.capture()
+            .enroll(self.pod.open(), &[ip(POD4), ip(POD6)], &Plaintext::pass())
+            .expect("enrolling the pod")
     }
 
     /// Enrolls the pod and serves it.
