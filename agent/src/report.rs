@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    admin::{Admin, Check},
+    admin::{Admin, Check, Question},
     capture::Capture,
     control::Problem,
     enroll::Status,
     hbone::Pool,
     identity::{Inventory, SvidStore, followed},
     mesh::{Snapshot, TrustDomain},
+    proxy,
     shutdown::Shutdown,
 };
 
@@ -79,7 +80,12 @@ pub(crate) struct Sources {
     pub(crate) capture: Arc<Capture>,
     pub(crate) svids: SvidStore,
     pub(crate) pool: Pool,
+    pub(crate) proxy: Arc<proxy::Context>,
+    pub(crate) explain: ExplainBy,
 }
+
+/// Answers a question about policy by one snapshot.
+pub(crate) type ExplainBy = fn(&Snapshot, &Question) -> Result<Value, String>;
 
 impl Sources {
     pub(crate) fn into_admin(self, mut registry: Registry) -> Admin {
@@ -89,6 +95,7 @@ impl Sources {
             pods: self.pods.clone(),
             capture: self.capture.clone(),
             pool: self.pool.clone(),
+            proxy: self.proxy.clone(),
             runtime: Handle::current(),
         }));
         let (started, running) = (self.state.clone(), self.state.clone());
@@ -97,7 +104,7 @@ impl Sources {
             ("running", Box::new(move || running.check_running())),
         ];
         let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
-        let svids = self.svids.clone();
+        let (svids, proxy) = (self.svids.clone(), self.proxy.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods =
@@ -107,6 +114,7 @@ impl Sources {
             pods.chain(problems.iter().map(ToString::to_string))
                 .chain(conflicts.iter().map(ToString::to_string))
                 .chain(certificate_notes(&svids))
+                .chain(proxy.unenforced().iter().map(ToString::to_string))
                 .collect()
         });
         let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());
@@ -118,7 +126,12 @@ impl Sources {
                 inventory: Inventory::of(&svids),
             })
         });
-        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates }
+        let (mesh, answer) = (self.mesh.clone(), self.explain);
+        let explain = Box::new(move |question: &Question| {
+            let snapshot = mesh.borrow().clone();
+            answer(&snapshot, question)
+        });
+        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates, explain }
     }
 
     /// Everything the agent knows, without key material.
@@ -172,6 +185,7 @@ struct Gauges {
     pods: Status,
     capture: Arc<Capture>,
     pool: Pool,
+    proxy: Arc<proxy::Context>,
     runtime: Handle,
 }
 
@@ -202,6 +216,11 @@ impl Collector for Gauges {
             ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
+            (
+                "culvert_policy_unenforced_connections",
+                "Connections past the agent that policy does not permit and that could not be ended",
+                self.proxy.unenforced().iter().map(|pod| pod.connections).sum(),
+            ),
             (
                 "culvert_tasks",
                 "Tasks of the agent's runtime, the one that answers included",
