@@ -30,8 +30,8 @@ impl FieldPath {
     }
 
     /// Steps into a field.
-    pub(super) fn key(mut self, key: &'static str) -> Self {
-        self.0.push(Segment::Key(Cow::Borrowed(key)));
+    pub(super) fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
+        self.0.push(Segment::Key(key.into()));
         self
     }
 

@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::convert::{Content, Key, Kind, NamespaceLabels, PodLabels, PodRecord, Record, Slice};
+use super::{
+    convert::{Content, Key, Kind, NamespaceLabels, PodLabels, PodRecord, Record, Slice},
+    policies::Policies,
+};
 use crate::mesh::{Endpoint, Service, Snapshot, Workload};
 
 /// The objects that are in force. Mutable, synchronous, owned by one source.
@@ -17,6 +20,7 @@ use crate::mesh::{Endpoint, Service, Snapshot, Workload};
 pub struct Index {
     // Ordered, so that equal objects make equal snapshots, in the order that people expect to read.
     namespaces: BTreeMap<String, NamespaceIndex>,
+    policies: Policies,
 }
 
 #[derive(Debug, Default)]
@@ -45,9 +49,9 @@ struct ServiceEntry {
 }
 
 impl Index {
-    /// Makes an index without objects.
-    pub fn new() -> Self {
-        Self::default()
+    /// Makes an index without objects. The policies of `root_namespace` are for the whole mesh.
+    pub fn new(root_namespace: &str) -> Self {
+        Self { policies: Policies::new(root_namespace), ..Self::default() }
     }
 
     /// Puts an object in force, in the place of the one that had its key. Returns whether anything changed.
@@ -58,6 +62,9 @@ impl Index {
             Content::Pod(Some(pod)) => self.namespace(namespace).apply_pod(name, pod),
             Content::Service(Some(service)) => self.namespace(namespace).apply_service(name, service),
             Content::Slice(Some(slice)) => self.namespace(namespace).apply_slice(name, slice),
+            Content::PeerAuthentication(policy) => self.policies.authenticate(policy),
+            Content::AuthorizationPolicy(Some(policy)) => self.policies.authorize(policy),
+            Content::AuthorizationPolicy(None) => self.policies.delete(&record.key),
             Content::Pod(None) | Content::Service(None) | Content::Slice(None) => self.delete(&record.key),
         }
     }
@@ -65,6 +72,9 @@ impl Index {
     /// Takes an object away. Returns whether anything changed.
     pub fn delete(&mut self, key: &Key) -> bool {
         let Key { kind, namespace, name } = key;
+        if matches!(kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy) {
+            return self.policies.delete(key);
+        }
         let namespace = if *kind == Kind::Namespace { name } else { namespace };
         let Some(index) = self.namespaces.get_mut(namespace) else { return false };
         let changed = match kind {
@@ -72,6 +82,7 @@ impl Index {
             Kind::Pod => index.pods.remove(name).is_some(),
             Kind::Service => index.services.remove(name).is_some(),
             Kind::EndpointSlice => index.delete_slice(name),
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => false,
         };
         if index.is_empty() {
             self.namespaces.remove(namespace);
@@ -86,10 +97,10 @@ impl Index {
         let namespaces = self.namespaces.values();
         let workloads = namespaces.clone().flat_map(|index| index.pods.values());
         let services = namespaces.flat_map(|index| index.services.values());
-        Snapshot::new(
-            workloads.map(|entry| Arc::clone(&entry.workload)).collect(),
-            services.map(|entry| Arc::clone(&entry.service)).collect(),
-        )
+        let services: Vec<_> = services.map(|entry| Arc::clone(&entry.service)).collect();
+        let policies = self.policies.set(&services);
+        let workloads = workloads.map(|entry| Arc::clone(&entry.workload)).collect();
+        Snapshot::new(workloads, services).with_policies(policies)
     }
 
     fn namespace(&mut self, name: &str) -> &mut NamespaceIndex {
@@ -291,7 +302,7 @@ mod tests {
     #[test]
     fn pods_that_ran_to_their_end_hold_no_address() {
         for phase in ["Succeeded", "Failed"] {
-            let mut index = Index::new();
+            let mut index = Index::new("culvert-system");
             assert!(index.apply(&pod("old", "10.0.0.1")));
             let status = json!({"phase": phase});
             assert!(index.apply(&pod_with("old", "10.0.0.1", &json!({}), &status)));
@@ -304,7 +315,7 @@ mod tests {
 
     #[test]
     fn host_network_pods_never_claim_the_nodes_address() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         index.apply(&enabled());
         let host = json!({"hostNetwork": true});
         index.apply(&pod_with("a", "192.0.2.1", &host, &json!({"podIPs": [{"ip": "192.0.2.1"}]})));
@@ -319,7 +330,7 @@ mod tests {
 
     #[test]
     fn two_live_pods_with_one_address_are_in_conflict_until_one_goes() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         index.apply(&pod("a", "10.0.0.1"));
         let b = pod("b", "10.0.0.1");
         index.apply(&b);
@@ -330,7 +341,7 @@ mod tests {
 
     #[test]
     fn address_that_moves_carries_nothing_of_the_old_pod() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         let old = pod_with("old", "10.0.0.1", &json!({"serviceAccountName": "old"}), &json!({}));
         index.apply(&old);
         index.delete(old.key());
@@ -342,7 +353,7 @@ mod tests {
 
     #[test]
     fn namespace_label_changes_its_pods_and_no_others() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         index.apply(&pod("a", "10.0.0.1"));
         let enrollment = |index: &mut Index| {
             let snapshot = index.snapshot();
@@ -366,7 +377,7 @@ mod tests {
 
     #[test]
     fn what_does_not_change_stays_the_same_arc() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         for record in [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), service("web", "10.1.0.1")] {
             assert!(index.apply(&record));
         }
@@ -384,7 +395,7 @@ mod tests {
 
     #[test]
     fn slices_join_their_service_whichever_comes_first() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         assert!(!index.apply(&slice("web-1", "web", &["10.0.0.1"])), "of no service that is known");
         assert!(index.apply(&service("web", "10.1.0.1")));
         assert!(index.apply(&slice("web-2", "web", &["10.0.0.2", "10.0.0.3"])));
@@ -400,7 +411,7 @@ mod tests {
 
     #[test]
     fn slice_that_changes_its_service_leaves_the_old_one() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         index.apply(&service("a", "10.1.0.1"));
         index.apply(&service("b", "10.1.0.2"));
         index.apply(&slice("s", "a", &["10.0.0.1"]));
@@ -410,7 +421,7 @@ mod tests {
 
     #[test]
     fn deleting_everything_leaves_nothing() {
-        let mut index = Index::new();
+        let mut index = Index::new("culvert-system");
         let all =
             [enabled(), pod("a", "10.0.0.1"), service("web", "10.1.0.1"), slice("s", "web", &["10.0.0.1"])];
         for record in &all {

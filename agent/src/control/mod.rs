@@ -12,9 +12,10 @@ mod convert;
 mod field;
 mod index;
 mod manifests;
+mod policies;
 mod publish;
 
-pub use convert::{Key, Kind, Object, Readiness, Record, Settings};
+pub use convert::{Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity};
 pub use field::{FieldPath, Invalid};
 pub use index::Index;
 pub use manifests::{Error, Manifests, Problem};

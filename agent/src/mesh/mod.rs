@@ -22,8 +22,9 @@ mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use policy::{
-    Connection, Decision, Denial, DryRun, Mismatch, Permit, Plaintext, PlaintextAction, PolicyKind,
-    PolicyName, PolicySet,
+    Action, AuthorizationPolicy, Clause, Connection, Decision, Denial, DryRun, Entry, Field, IpBlocks,
+    Mismatch, Mode, Pattern, PatternError, PeerAuthentication, Permit, Plaintext, PlaintextAction,
+    PolicyKind, PolicyName, PolicySet, Rule, Rules, Strings, Target, Test, Values,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

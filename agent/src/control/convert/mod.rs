@@ -4,9 +4,10 @@
 mod endpoints;
 mod enrollment;
 mod pod;
+mod policy;
 mod service;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -15,9 +16,12 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde_json::Value;
 
 use super::{FieldPath, Invalid};
 use crate::mesh::{self, TrustDomain};
+
+pub use policy::{PolicyNotice, Severity};
 
 pub(super) use endpoints::Slice;
 pub(super) use enrollment::{NamespaceLabels, PodLabels};
@@ -54,6 +58,10 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `security.istio.io/v1` PeerAuthentication.
+    PeerAuthentication,
+    /// `security.istio.io/v1` AuthorizationPolicy.
+    AuthorizationPolicy,
 }
 
 /// What an object is called.
@@ -78,6 +86,10 @@ pub enum Object {
     Service(Box<Service>),
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Box<EndpointSlice>),
+    /// `security.istio.io/v1` PeerAuthentication, whatever it holds: none is ever left out.
+    PeerAuthentication(Box<Value>),
+    /// `security.istio.io/v1` AuthorizationPolicy, whatever it holds: none is ever left out.
+    AuthorizationPolicy(Box<Value>),
 }
 
 /// A valid object, in the mesh's terms: what the [`Index`](super::Index) takes.
@@ -85,6 +97,7 @@ pub enum Object {
 pub struct Record {
     pub(super) key: Key,
     pub(super) content: Content,
+    pub(super) notices: Vec<PolicyNotice>,
 }
 
 /// What an object says. `None` where it exists and means nothing to the mesh.
@@ -94,6 +107,8 @@ pub(super) enum Content {
     Pod(Option<Box<PodRecord>>),
     Service(Option<Box<mesh::Service>>),
     Slice(Option<Slice>),
+    PeerAuthentication(Arc<mesh::PeerAuthentication>),
+    AuthorizationPolicy(Option<Arc<mesh::AuthorizationPolicy>>),
 }
 
 /// A pod that lives, complete but for what its namespace says.
@@ -108,9 +123,11 @@ impl Record {
     /// Converts an object.
     ///
     /// # Errors
-    /// Where one of its fields cannot mean what Kubernetes says that it means. Nothing of the object counts then.
+    /// Where one of its fields cannot mean what Kubernetes says that it means. Nothing of the object counts then. A
+    /// policy that has a name is always a record: see [`Self::notices`].
     pub fn new(object: &Object, settings: &Settings) -> Result<Self, Invalid> {
         let key = object.key()?;
+        let mut notices = Vec::new();
         let content = match object {
             Object::Namespace(namespace) => {
                 let labels = namespace.metadata.labels.as_ref();
@@ -119,8 +136,23 @@ impl Record {
             Object::Pod(pod) => Content::Pod(pod::convert(pod, &key, settings)?.map(Box::new)),
             Object::Service(service) => Content::Service(service::convert(service, &key)?.map(Box::new)),
             Object::EndpointSlice(slice) => Content::Slice(endpoints::convert(slice, &key)?),
+            Object::PeerAuthentication(object) => {
+                let (policy, said) = policy::authentication(object, &key);
+                notices = said;
+                Content::PeerAuthentication(Arc::new(policy))
+            }
+            Object::AuthorizationPolicy(object) => {
+                let (policy, said) = policy::authorization(object, &key);
+                notices = said;
+                Content::AuthorizationPolicy(policy.map(Arc::new))
+            }
         };
-        Ok(Self { key, content })
+        Ok(Self { key, content, notices })
+    }
+
+    /// Returns what people must know about it, where it is a policy.
+    pub fn notices(&self) -> &[PolicyNotice] {
+        &self.notices
     }
 
     /// Returns what the object is called.
@@ -140,6 +172,8 @@ impl Object {
             Self::Pod(object) => (Kind::Pod, &object.metadata),
             Self::Service(object) => (Kind::Service, &object.metadata),
             Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
+            Self::PeerAuthentication(object) => return Key::of(Kind::PeerAuthentication, object),
+            Self::AuthorizationPolicy(object) => return Key::of(Kind::AuthorizationPolicy, object),
         };
         Key::new(kind, metadata)
     }
@@ -155,6 +189,16 @@ impl Key {
             _ => metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         };
         Ok(Self { kind, namespace, name })
+    }
+
+    /// Returns what an object is called, also where the rest of it is not valid.
+    pub(super) fn of(kind: Kind, object: &Value) -> Result<Self, Invalid> {
+        let metadata = object.get("metadata").unwrap_or(&Value::Null);
+        let field = |name| metadata.get(name).and_then(Value::as_str).map(str::to_owned);
+        Self::new(
+            kind,
+            &ObjectMeta { name: field("name"), namespace: field("namespace"), ..ObjectMeta::default() },
+        )
     }
 }
 

@@ -61,12 +61,13 @@ struct Item {
 
 impl Directory {
     pub(super) fn new(path: PathBuf, settings: Settings) -> Self {
+        let index = Index::new(&settings.root_namespace);
         Self {
             path,
             settings,
             files: BTreeMap::new(),
             applied: HashMap::new(),
-            index: Index::new(),
+            index,
             unreadable: None,
             duplicates: Vec::new(),
             unused: HashSet::new(),

@@ -6,7 +6,6 @@ use k8s_openapi::{
         core::v1::{Namespace, Pod, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
@@ -147,7 +146,7 @@ impl Document<'_> {
             reader.contents.unused.push(format!("{version} {kind}"));
             return Ok(());
         };
-        let key = key(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
+        let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
             Ok(record) => reader.contents.records.push((record, self.line(path))),
             Err(invalid) => {
@@ -208,13 +207,19 @@ type Parse = fn(Value) -> Result<Object, Invalid>;
 /// Returns how an object of a version and kind is read; none where it means nothing to the mesh. The version counts:
 /// Knative has a Service too.
 fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
-    let parsers: [(&str, &str, Kind, Parse); 4] = [
+    let authentication: Parse = |v| Ok(Object::PeerAuthentication(Box::new(v)));
+    let authorization: Parse = |v| Ok(Object::AuthorizationPolicy(Box::new(v)));
+    let parsers: [(&str, &str, Kind, Parse); 8] = [
         (Namespace::API_VERSION, Namespace::KIND, Kind::Namespace, |v| Ok(Object::Namespace(typed(v)?))),
         (Pod::API_VERSION, Pod::KIND, Kind::Pod, |v| Ok(Object::Pod(typed(v)?))),
         (Service::API_VERSION, Service::KIND, Kind::Service, |v| Ok(Object::Service(typed(v)?))),
         (EndpointSlice::API_VERSION, EndpointSlice::KIND, Kind::EndpointSlice, |v| {
             Ok(Object::EndpointSlice(typed(v)?))
         }),
+        ("security.istio.io/v1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
+        ("security.istio.io/v1beta1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
+        ("security.istio.io/v1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
+        ("security.istio.io/v1beta1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
     ];
     let parser = parsers.into_iter().find(|parser| (parser.0, parser.1) == (version, kind))?;
     Some((parser.2, parser.3))
@@ -223,16 +228,6 @@ fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
 fn typed<T: DeserializeOwned>(value: Value) -> Result<Box<T>, Invalid> {
     let typed = serde_path_to_error::deserialize(value).map(Box::new);
     typed.map_err(|error| FieldPath::from(error.path()).invalid(error.inner().to_string()))
-}
-
-/// What an object is called, also where the rest of it is not valid.
-fn key(kind: Kind, value: &Value) -> Result<Key, Invalid> {
-    let metadata = value.get("metadata").unwrap_or(&Value::Null);
-    let field = |name| text(metadata, name).map(str::to_owned);
-    Key::new(
-        kind,
-        &ObjectMeta { name: field("name"), namespace: field("namespace"), ..ObjectMeta::default() },
-    )
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {

@@ -48,6 +48,8 @@ pub enum Denial {
     Plaintext {
         /// The PeerAuthentication that says so.
         policy: PolicyName,
+        /// Whether it says so itself. One that could not be read counts as STRICT.
+        readable: bool,
     },
     /// A DENY policy matches.
     Denied {
@@ -96,7 +98,7 @@ impl Denial {
     /// Returns the policy that decided, where one did.
     pub fn policy(&self) -> Option<&PolicyName> {
         match self {
-            Self::Plaintext { policy } | Self::Denied { policy, .. } => Some(policy),
+            Self::Plaintext { policy, .. } | Self::Denied { policy, .. } => Some(policy),
             Self::NotAllowed { .. } => None,
         }
     }
@@ -113,9 +115,13 @@ impl Denial {
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Plaintext { policy } => write!(
+            Self::Plaintext { policy, readable: true } => write!(
                 f,
                 "PeerAuthentication {policy} refuses plaintext (STRICT): put the client into the mesh, or make the port PERMISSIVE"
+            ),
+            Self::Plaintext { policy, readable: false } => write!(
+                f,
+                "PeerAuthentication {policy} could not be read, and so refuses plaintext as STRICT does: mend it"
             ),
             Self::Denied { policy, rule: Some(rule) } => {
                 write!(f, "AuthorizationPolicy {policy} denies it: its rules[{rule}] matches")

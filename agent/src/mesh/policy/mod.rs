@@ -10,12 +10,25 @@
 //!                              └───────► explain(workload, connection) ──► Explanation, for people
 //! ```
 
+mod blocks;
 mod decision;
+mod evaluate;
 mod name;
+mod peer;
 mod plaintext;
+mod rule;
+mod selector;
 mod set;
+mod strings;
+mod truth;
+mod view;
 
+pub use blocks::IpBlocks;
 pub use decision::{Connection, Decision, Denial, DryRun, Mismatch, Permit};
 pub use name::{PolicyKind, PolicyName};
+pub use peer::{Mode, PeerAuthentication};
 pub use plaintext::{Plaintext, PlaintextAction};
+pub use rule::{Action, AuthorizationPolicy, Clause, Entry, Field, Rule, Rules, Test, Values};
+pub use selector::Target;
 pub use set::PolicySet;
+pub use strings::{Pattern, PatternError, Strings};

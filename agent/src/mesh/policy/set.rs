@@ -1,25 +1,212 @@
 //! All policies at one moment, indexed by whom they apply to.
 
-use super::{Connection, Decision, Permit, Plaintext};
-use crate::mesh::Workload;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    AuthorizationPolicy, Connection, Decision, Denial, DryRun, Mode, PeerAuthentication, Plaintext,
+    PlaintextAction, Target, evaluate,
+    peer::{Level, Levels},
+    selector::{Pods, Selected, Selection},
+    truth::Truth,
+    view::View,
+};
+use crate::mesh::{Service, Workload};
 
 /// All policies at one moment. Immutable; the same `Arc` as long as no policy, and nothing that one targets, changes.
 #[derive(Debug, Default)]
-pub struct PolicySet {}
+pub struct PolicySet {
+    /// In the order of their names.
+    authorization: Vec<Arc<AuthorizationPolicy>>,
+    authorized: Selected,
+    /// From the oldest; of those without a selector the oldest of each namespace.
+    authentication: Vec<Arc<PeerAuthentication>>,
+    authenticated: Selected,
+    root: Arc<str>,
+}
 
 impl PolicySet {
+    /// Indexes policies. `root` is the namespace whose policies are for the whole mesh; `services` are all that a
+    /// [`Target::Services`] may name, others do no harm.
+    pub fn new(
+        mut authorization: Vec<Arc<AuthorizationPolicy>>,
+        authentication: Vec<Arc<PeerAuthentication>>,
+        root: &str,
+        services: &[Arc<Service>],
+    ) -> Self {
+        authorization.sort_by(|one, other| one.name.cmp(&other.name));
+        let authentication = by_age(authentication);
+        Self {
+            authorized: Selected::new(&authorization_selections(&authorization, root, services)),
+            authenticated: Selected::new(&authentication_selections(&authentication, root)),
+            authorization,
+            authentication,
+            root: root.into(),
+        }
+    }
+
+    /// Returns every AuthorizationPolicy, in the order of their names.
+    pub fn authorization(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.authorization
+    }
+
+    /// Returns the AuthorizationPolicies that are for a pod, in the order of their names.
+    pub fn applicable(&self, workload: &Workload) -> Vec<&AuthorizationPolicy> {
+        self.authorized.of(workload).into_iter().map(|at| &*self.authorization[at as usize]).collect()
+    }
+
     /// Decides on a connection to an enrolled pod.
-    pub fn authorize(&self, _workload: &Workload, _connection: &Connection<'_>) -> Decision {
-        Decision { verdict: Ok(Permit::new(None)), dry_run: None }
+    pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
+        let view = View::of(connection);
+        let policies = self.applicable(workload);
+        let authenticated = self.authenticate(workload, &view);
+        let decide = |dry_run: bool| {
+            authenticated.clone()?;
+            let counting = policies.iter().copied().filter(|policy| dry_run || !policy.dry_run);
+            evaluate::decide(counting, &view)
+        };
+        let has_dry_run = policies.iter().any(|policy| policy.dry_run);
+        Decision { verdict: decide(false), dry_run: has_dry_run.then(|| DryRun { verdict: decide(true) }) }
     }
 
     /// Returns what the kernel is to do with plaintext that comes to an enrolled pod.
-    pub fn plaintext(&self, _workload: &Workload) -> Plaintext {
-        Plaintext::pass()
+    pub fn plaintext(&self, workload: &Workload) -> Plaintext {
+        let (policies, levels) = (self.applicable(workload), self.levels(workload));
+        let has_dry_run = policies.iter().any(|policy| policy.dry_run);
+        let enforced: Vec<_> = policies.into_iter().filter(|policy| !policy.dry_run).collect();
+        let at = |port| {
+            if levels.mode(port).0 == Mode::Strict {
+                return PlaintextAction::Refuse;
+            }
+            match evaluate::permit(enforced.iter().copied(), &View::plaintext(port)) {
+                Truth::No => PlaintextAction::Refuse,
+                Truth::Yes if !has_dry_run => PlaintextAction::Pass,
+                Truth::Yes | Truth::Maybe => PlaintextAction::Inspect,
+            }
+        };
+        let by_level = levels.workload.into_iter().flat_map(|policy| policy.ports.keys().copied());
+        let by_rule = enforced.iter().flat_map(|policy| policy.ports());
+        Plaintext::new(by_level.chain(by_rule), at)
     }
 
     /// Returns whether peers are to send plaintext to the pod's port: its mode is DISABLE.
-    pub fn sends_plaintext(&self, _workload: &Workload, _port: u16) -> bool {
-        false
+    pub fn sends_plaintext(&self, workload: &Workload, port: u16) -> bool {
+        self.mode(workload, port) == Mode::Disable
+    }
+
+    /// Returns the mode of a pod's port: STRICT, PERMISSIVE or DISABLE.
+    pub fn mode(&self, workload: &Workload, port: u16) -> Mode {
+        self.levels(workload).mode(Some(port)).0
+    }
+
+    /// Whether the port takes the connection in the way that it comes.
+    fn authenticate(&self, workload: &Workload, view: &View<'_>) -> Result<(), Denial> {
+        if view.caller.is_some() {
+            return Ok(());
+        }
+        match self.levels(workload).mode(view.port) {
+            (Mode::Strict, Some(policy)) => {
+                Err(Denial::Plaintext { policy: policy.name.clone(), readable: policy.is_readable })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn levels(&self, workload: &Workload) -> Levels<'_> {
+        let mut levels = Levels::default();
+        for at in self.authenticated.of(workload) {
+            let policy = &*self.authentication[at as usize];
+            let level = match level(policy, &self.root) {
+                Level::Mesh => &mut levels.mesh,
+                Level::Namespace => &mut levels.namespace,
+                Level::Workload | Level::Port => &mut levels.workload,
+            };
+            // They come from the oldest on.
+            level.get_or_insert(policy);
+        }
+        levels
     }
 }
+
+impl Plaintext {
+    /// Asks what happens at each port of `mentioned`, and at one that is not.
+    fn new(mentioned: impl Iterator<Item = u16>, at: impl Fn(Option<u16>) -> PlaintextAction) -> Self {
+        let inspect_all = Self { otherwise: PlaintextAction::Inspect, ports: Default::default() };
+        let mut ports = BTreeSet::new();
+        for port in mentioned {
+            ports.insert(port);
+            if ports.len() > MENTIONED {
+                return inspect_all;
+            }
+        }
+        let otherwise = at(None);
+        let ports = ports.into_iter().map(|port| (port, at(Some(port))));
+        let whole = Self { otherwise, ports: ports.filter(|(_, action)| *action != otherwise).collect() };
+        if whole.ports.len() > EXCEPTIONS { inspect_all } else { whole }
+    }
+}
+
+fn level(policy: &PeerAuthentication, root: &str) -> Level {
+    match &policy.selector {
+        Some(_) => Level::Workload,
+        None if *policy.name.namespace == *root => Level::Mesh,
+        None => Level::Namespace,
+    }
+}
+
+/// From the oldest, and without those that never count: of a namespace's without a selector all but the oldest.
+fn by_age(mut policies: Vec<Arc<PeerAuthentication>>) -> Vec<Arc<PeerAuthentication>> {
+    policies.sort_by(|one, other| {
+        let age = |policy: &PeerAuthentication| (policy.created.is_none(), policy.created);
+        age(one).cmp(&age(other)).then_with(|| one.name.cmp(&other.name))
+    });
+    let mut namespaces = HashSet::new();
+    policies
+        .retain(|policy| policy.selector.is_some() || namespaces.insert(Arc::clone(&policy.name.namespace)));
+    policies
+}
+
+fn authorization_selections(
+    policies: &[Arc<AuthorizationPolicy>],
+    root: &str,
+    services: &[Arc<Service>],
+) -> Vec<Selection> {
+    let mut selections = Vec::with_capacity(policies.len());
+    for (at, policy) in (0..).zip(policies) {
+        let own = &policy.name.namespace;
+        let namespace = (**own != *root).then(|| Arc::clone(own));
+        let mut select = |namespace, pods| selections.push(Selection { policy: at, namespace, pods });
+        match &policy.target {
+            Target::All => select(namespace, Pods::All),
+            Target::Labels(labels) => select(namespace, Pods::Labels(Arc::new(labels.clone()))),
+            Target::Services(names) => {
+                let named =
+                    |service: &&Arc<Service>| service.namespace == *own && names.contains(&service.name);
+                for pods in services.iter().filter(named).flat_map(|service| Pods::behind(service)) {
+                    select(Some(Arc::clone(own)), pods);
+                }
+            }
+        }
+    }
+    selections
+}
+
+fn authentication_selections(policies: &[Arc<PeerAuthentication>], root: &str) -> Vec<Selection> {
+    let selections = (0..).zip(policies).map(|(at, policy)| {
+        let namespace = match level(policy, root) {
+            Level::Mesh => None,
+            Level::Port | Level::Workload | Level::Namespace => Some(Arc::clone(&policy.name.namespace)),
+        };
+        let labels = policy.selector.as_ref().map(|labels| Arc::new(labels.clone()));
+        Selection { policy: at, namespace, pods: labels.map_or(Pods::All, Pods::Labels) }
+    });
+    selections.collect()
+}
+
+/// Ports of a pod where the kernel is told something else than elsewhere: more, and the agent inspects all.
+const EXCEPTIONS: usize = 64;
+
+/// Ports that are looked at to find out.
+const MENTIONED: usize = 1024;

@@ -1,0 +1,122 @@
+//! How rules are compared with a connection, and what follows from the policies that match.
+
+use super::{
+    Action, AuthorizationPolicy, Clause, Denial, Permit,
+    rule::{Entry, Field, Rule, Rules, Test, Values},
+    truth::Truth,
+    view::{Caller, View},
+};
+
+impl AuthorizationPolicy {
+    /// Whether it matches.
+    pub(super) fn evaluate(&self, view: &View<'_>) -> Truth {
+        match &self.rules {
+            Rules::Readable(rules) => Truth::any(rules.iter().map(|rule| rule.evaluate(self.action, view))),
+            Rules::Unreadable => self.action.denies().into(),
+        }
+    }
+
+    /// The first of its rules that matches for certain.
+    fn matching_rule(&self, view: &View<'_>) -> Option<usize> {
+        self.rules().iter().position(|rule| rule.evaluate(self.action, view) == Truth::Yes)
+    }
+}
+
+impl Rule {
+    pub(super) fn evaluate(&self, action: Action, view: &View<'_>) -> Truth {
+        if self.is_blind() && !action.denies() {
+            return Truth::No;
+        }
+        Truth::all(Clause::ALL.into_iter().map(|clause| self.evaluate_clause(clause, action, view)))
+    }
+
+    pub(super) fn evaluate_clause(&self, clause: Clause, action: Action, view: &View<'_>) -> Truth {
+        let entries = self.clause(clause);
+        let matches = entries.iter().map(|entry| entry.evaluate(action, view));
+        match clause {
+            Clause::When => Truth::all(matches),
+            Clause::From | Clause::To if entries.is_empty() => Truth::Yes,
+            Clause::From | Clause::To => Truth::any(matches),
+        }
+    }
+}
+
+impl Entry {
+    pub(super) fn evaluate(&self, action: Action, view: &View<'_>) -> Truth {
+        if self.fields.is_empty() {
+            return Truth::No;
+        }
+        Truth::all(self.fields.iter().map(|field| field.evaluate(action, view)))
+    }
+}
+
+impl Field {
+    pub(super) fn evaluate(&self, action: Action, view: &View<'_>) -> Truth {
+        match &self.test {
+            Test::Is(values) => values.hold(view),
+            Test::Not(values) => !values.hold(view),
+            Test::Unseen => action.denies().into(),
+        }
+    }
+}
+
+impl Values {
+    fn hold(&self, view: &View<'_>) -> Truth {
+        // Without an identity none of its parts is among any values.
+        let caller =
+            |holds: &dyn Fn(&Caller<'_>) -> bool| Truth::from(view.caller.as_ref().is_some_and(holds));
+        match self {
+            Self::Principals(values) => caller(&|caller| values.holds(&caller.principal)),
+            Self::Namespaces(values) => caller(&|caller| values.holds(caller.identity.namespace())),
+            Self::ServiceAccounts(values) => caller(&|caller| values.holds(&caller.account)),
+            Self::TrustDomains(values) => {
+                caller(&|caller| values.holds(caller.identity.trust_domain().as_str()))
+            }
+            Self::SourceIps(blocks) => match view.source {
+                Some(address) => blocks.holds(address).into(),
+                None if blocks.holds_all() => Truth::Yes,
+                None => Truth::Maybe,
+            },
+            Self::DestinationIps(blocks) => match view.destination {
+                Some(address) => blocks.holds(address).into(),
+                None if blocks.holds_all() => Truth::Yes,
+                None => Truth::Maybe,
+            },
+            Self::Ports(ports) => view.port.is_some_and(|port| ports.contains(&port)).into(),
+        }
+    }
+}
+
+/// What AuthorizationPolicies say to a connection, in the order of policy.md: DENY, none that allows, ALLOW, deny.
+pub(super) fn decide<'a, P>(policies: P, view: &View<'_>) -> Result<Permit, Denial>
+where
+    P: Iterator<Item = &'a AuthorizationPolicy> + Clone,
+{
+    // Nothing is unknown of a connection; if it were, what may be denied would be, and what may be allowed would not.
+    let mut denying = policies.clone().filter(|policy| policy.action.denies());
+    if let Some(policy) = denying.find(|policy| policy.evaluate(view) != Truth::No) {
+        return Err(Denial::Denied { policy: policy.name.clone(), rule: policy.matching_rule(view) });
+    }
+    let allowing = policies.filter(|policy| !policy.action.denies());
+    if allowing.clone().next().is_none() {
+        return Ok(Permit::new(None));
+    }
+    if let Some(policy) = allowing.clone().find(|policy| policy.evaluate(view) == Truth::Yes) {
+        return Ok(Permit::new(Some(policy.name.clone())));
+    }
+    Err(Denial::NotAllowed { tried: allowing.map(|policy| policy.name.clone()).collect(), nearest: None })
+}
+
+/// Whether AuthorizationPolicies permit what is known of a connection.
+pub(super) fn permit<'a, P>(policies: P, view: &View<'_>) -> Truth
+where
+    P: Iterator<Item = &'a AuthorizationPolicy> + Clone,
+{
+    let of = |denies| policies.clone().filter(move |policy| policy.action.denies() == denies);
+    let denied = Truth::any(of(true).map(|policy| policy.evaluate(view)));
+    let allowed = match of(false).next() {
+        None => Truth::Yes,
+        Some(_) => Truth::any(of(false).map(|policy| policy.evaluate(view))),
+    };
+    Truth::all([!denied, allowed])
+}
