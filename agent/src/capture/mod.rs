@@ -20,7 +20,9 @@ mod error;
 mod listen;
 mod lock;
 mod netns;
+mod node;
 mod pins;
+mod plaintext;
 mod pod;
 mod programs;
 mod refusals;
@@ -75,6 +77,7 @@ pub struct Capture {
     slots: Slots,
     /// The network namespace of the agent itself, which is never enrolled.
     host: NetNs,
+    cgroup: cgroup::Root,
     /// Held as long as the agent lives: one writer.
     _lock: Lock,
 }
@@ -92,11 +95,13 @@ impl Capture {
         // First: it checks the node's name, of which the lock's path is made too.
         let pins = Pins::create(&config.bpffs, &config.node)?;
         let lock = Lock::acquire(&config.node)?;
-        let tables = programs::load(&pins, &cgroup::root()?)?;
+        let (cgroup, host) = (cgroup::Root::open()?, NetNs::current()?);
+        let tables = programs::load(&pins, cgroup.directory(), &host)?;
+        tables.node().set_cgroups(&cgroup.pods())?;
         tables.set_ranges(&config.pod_ranges)?;
         let slots = Slots::adopt(&tables)?;
         pins.remove_pod_links_except(&slots.netns())?;
-        Ok(Self { pins, tables: Arc::new(tables), slots, host: NetNs::current()?, _lock: lock })
+        Ok(Self { pins, tables: Arc::new(tables), slots, host, cgroup, _lock: lock })
     }
 
     /// Makes the kernel treat exactly these destinations as told; what is new is added before what is old goes.
@@ -130,12 +135,22 @@ impl Capture {
         PodCapture::enroll(Arc::clone(self), netns, addresses, plaintext)
     }
 
+    /// Looks again for the cgroups that the kubelet keeps pods in: it may have made them since. What runs in them shares
+    /// the node's network and is not the node.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn find_pod_cgroups(&self) -> Result<(), Error> {
+        self.tables.node().set_cgroups(&self.cgroup.pods())
+    }
+
     /// Returns the plaintext that the kernel refuses, of all pods. There is one reader: it can be had once.
     ///
     /// # Errors
     /// Where it has been had already, or there is no runtime to wait on.
     pub fn refusals(self: &Arc<Self>) -> io::Result<Refusals> {
-        Ok(Refusals {})
+        let taken = || io::Error::other("the refusals have a reader already");
+        Refusals::new(self.tables.take_refusals().ok_or_else(taken)?)
     }
 
     /// Forgets the pods that an earlier agent enrolled and nobody wants any more, and pins of another layout.

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use agent_ebpf::{Address, MAX_ADDRESSES, Pod, kind, listener};
+use agent_ebpf::{Address, MAX_ADDRESSES, Pod, Rules, kind, listener};
 
 use super::{Bypass, Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
 use crate::mesh::{OrigDst, Plaintext};
@@ -34,11 +34,11 @@ impl PodCapture {
         capture: Arc<Capture>,
         netns: NetNs,
         addresses: &[IpAddr],
-        _plaintext: &Plaintext,
+        plaintext: &Plaintext,
     ) -> Result<Self, Error> {
         let entry = describe(&netns, addresses)?;
         let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
-        match start(&capture, &netns, slot, entry, addresses) {
+        match start(&capture, &netns, slot, entry, addresses, plaintext) {
             Ok(listeners) => Ok(Self { capture, netns, slot, listeners, released: AtomicBool::new(false) }),
             Err(error) => {
                 // What an earlier agent left stays for the next attempt, and so does what this one made of it.
@@ -77,7 +77,7 @@ impl PodCapture {
     /// # Errors
     /// Where there are no descriptors left.
     pub fn plaintext_listeners(&self) -> io::Result<Vec<TcpListener>> {
-        Ok(Vec::new())
+        self.listeners.duplicate([listener::PLAIN4, listener::PLAIN6])
     }
 
     /// Changes what happens to new plaintext connections from outside. In no moment does one pass that neither the old
@@ -86,8 +86,8 @@ impl PodCapture {
     /// # Errors
     /// Where there is no room for the exceptions, or the kernel refuses; the agent then gets to look at all of the pod's
     /// plaintext.
-    pub fn set_plaintext(&self, _want: &Plaintext) -> Result<(), Error> {
-        Ok(())
+    pub fn set_plaintext(&self, want: &Plaintext) -> Result<(), Error> {
+        self.capture.tables.set_plaintext(self.slot, want)
     }
 
     /// Returns the connections from outside to the pod's applications that the agent does not carry: not its own, nor
@@ -133,8 +133,14 @@ impl PodCapture {
     /// Where the namespace does not hold the addresses, or the kernel refuses.
     pub fn set_addresses(&self, addresses: &[IpAddr]) -> Result<(), Error> {
         let entry = describe(&self.netns, addresses)?;
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { ports: now.ports, captures: now.captures, ..entry })
+        let tables = &self.capture.tables;
+        tables.update_pod(self.slot, |now| Pod {
+            addresses: entry.addresses,
+            redirect4: entry.redirect4,
+            redirect6: entry.redirect6,
+            ..now
+        })?;
+        tables.node().set_addresses(self.netns.cookie(), addresses)
     }
 
     /// The first step of un-enrolment: the pod's new connections are let alone from now on. What comes to its HBONE
@@ -143,8 +149,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn stop_capture(&self) -> Result<(), Error> {
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { captures: 0, ..now })
+        self.capture.tables.update_pod(self.slot, |now| Pod { captures: 0, ..now })
     }
 
     /// Takes [`Self::stop_capture`] back: the pod is wanted again.
@@ -152,8 +157,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn resume_capture(&self) -> Result<(), Error> {
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { captures: 1, ..now })
+        self.capture.tables.update_pod(self.slot, |now| Pod { captures: 1, ..now })
     }
 
     /// The second step of un-enrolment: takes the pod's entries, programs and slot away. What is established lives on.
@@ -215,13 +219,23 @@ fn start(
     slot: u32,
     entry: Pod,
     addresses: &[IpAddr],
+    plaintext: &Plaintext,
 ) -> Result<Listeners, Error> {
     let tables = &capture.tables;
     let listeners = Listeners::bind(netns, addresses)?;
     let ports = listeners.ports().map_err(Error::netns(netns))?;
-    tables.write_pod(slot, &Pod { ports, captures: 1, ..entry })?;
+    // A pod that is taken over goes from its old rules to the new ones; one that is new begins with the strictest, before
+    // its program is there.
+    let now = tables.read_pod(slot)?;
+    let rules = if now.netns == entry.netns { now.rules } else { Rules::default() };
+    tables.write_pod(slot, &Pod { ports, captures: 1, rules, ..entry })?;
+    if let Err(error) = tables.set_plaintext(slot, plaintext) {
+        // Not enrolled it would get all plaintext unseen; now the agent looks at all of it.
+        tracing::warn!(%netns, %error, "the kernel cannot sort the pod's plaintext");
+    }
+    tables.node().set_addresses(netns.cookie(), addresses)?;
     listeners.publish(tables, slot)?;
-    programs::attach_pod(&capture.pins, tables, netns, slot)?;
+    programs::attach_pod(&capture.pins, tables, &capture.host, netns, slot)?;
     tables.admit(netns.cookie(), slot)?;
     Ok(listeners)
 }
