@@ -22,7 +22,7 @@ use crate::{
     enroll::Status,
     hbone::Pool,
     identity::{Inventory, SvidStore, followed},
-    mesh::{Snapshot, TrustDomain},
+    mesh::{PolicySet, Snapshot, TrustDomain},
     proxy,
     shutdown::Shutdown,
 };
@@ -108,7 +108,7 @@ impl Sources {
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods =
-                pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
+                pods.map(|pod| format!("pod {} is not enrolled: {}", pod.workload(), pod.state));
             let problems = problems.borrow().clone();
             let conflicts = mesh.borrow().conflicts();
             pods.chain(problems.iter().map(ToString::to_string))
@@ -141,7 +141,8 @@ impl Sources {
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.state.node,
             "trustDomain": self.state.trust_domain.as_str(),
-            "pods": self.pods.pods(),
+            "pods": self.pods.pods().iter().map(|pod| json!(pod.show(mesh.policies()))).collect::<Vec<_>>(),
+            "policies": policies(mesh.policies()),
             "certificates": Inventory::of(&self.svids).certificates,
             "workloads": mesh.workloads().iter().map(|w| json!({
                 "namespace": &*w.namespace, "name": &*w.name, "uid": &*w.uid, "node": &*w.node,
@@ -162,6 +163,19 @@ impl Sources {
             "problems": self.problems.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Every policy that counts, in the order of their names.
+fn policies(policies: &PolicySet) -> Vec<Value> {
+    let authorization = policies.authorization().iter().map(|policy| (&policy.name, policy.dry_run));
+    let authentication = policies.authentication().iter().map(|policy| (&policy.name, false));
+    let mut all: Vec<_> = authorization.chain(authentication).collect();
+    all.sort();
+    all.into_iter()
+        .map(|(name, dry_run)| {
+            json!({ "kind": name.kind.as_str(), "name": name.to_string(), "dryRun": dry_run })
+        })
+        .collect()
 }
 
 /// What is wrong with certificates and with the files around them; `culvert certs` says more.

@@ -32,7 +32,7 @@ use crate::{
 };
 use member::{Gone, Member, end, inode};
 
-pub use status::{PlaintextStatus, PodStatus, Status};
+pub use status::{PodStatus, Status};
 
 /// Whose pods are enrolled, and how they leave.
 #[derive(Clone, Debug)]
@@ -309,11 +309,12 @@ impl Enroller {
     fn publish(&self, snapshot: &Snapshot) {
         let enrolled = self.pods.values().map(|member| {
             let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
-            PodStatus::new(&member.pod.workload(), state.to_owned(), member.plaintext())
+            let (terms, plaintext) = (member.pod.terms(), member.plaintext().cloned());
+            PodStatus { terms, state: state.to_owned(), plaintext }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {
-            let failure = self.failures.get(&workload.uid)?;
-            Some(PodStatus::new(workload, failure.error.clone(), None))
+            let state = self.failures.get(&workload.uid)?.error.clone();
+            Some(PodStatus { terms: Terms::new(workload, snapshot), state, plaintext: None })
         });
         self.status.publish(enrolled.chain(failed).collect());
     }

@@ -69,6 +69,11 @@ impl Pod {
         self.shared.workload()
     }
 
+    /// Returns the terms on which it takes connections.
+    pub fn terms(&self) -> Terms {
+        self.shared.terms()
+    }
+
     /// Takes the terms of a newer snapshot. Where they decide otherwise, the connections that the agent carries are
     /// checked again, and the answer is true: those that it does not carry are then to be, by [`Self::sweep`].
     pub fn set_terms(&self, terms: Terms) -> bool {

@@ -112,7 +112,9 @@ impl World {
 fn policies_of(agent: &Agent) -> (Vec<String>, bool) {
     let dump: Value = serde_json::from_str(&agent.get_private("/config_dump").unwrap().body).unwrap();
     let list = |key: &str| dump[key].as_array().cloned().unwrap_or_default();
-    let names = list("policies").iter().filter_map(|policy| policy["name"].as_str().map(str::to_owned)).collect();
+    let mut names: Vec<_> =
+        list("policies").iter().filter_map(|policy| policy["name"].as_str().map(str::to_owned)).collect();
+    names.sort();
     (names, list("pods").iter().all(|pod| pod["policy"]["current"] == true))
 }
 
