@@ -32,6 +32,9 @@ const PACE: Duration = Duration::from_millis(25);
 /// A worker's pause between two rounds of its connections.
 const ROUND: Duration = Duration::from_millis(20);
 
+/// How many connections a worker opens in one round.
+const AT_ONCE: usize = 20;
+
 /// Who connects, and where to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Class {
@@ -160,9 +163,10 @@ fn no_verdict_is_wrong_while_a_thousand_changes_run() {
     world.apply(&clients.policies(0));
     eventually(PATIENCE, || works(&clients.some, world.server.at(PORT)));
     let progress = Progress::default();
-    let held: Vec<(Class, Vec<Held>)> = thread::scope(|scope| {
+    let fates = thread::scope(|scope| {
         let start = |(class, count)| {
-            let worker = Worker { class, count, clients: &clients, progress: &progress };
+            let worker =
+                Worker { class, count, clients: &clients, progress: &progress, fates: Fates::default() };
             scope.spawn(move || (class, worker.run()))
         };
         let workers: Vec<_> = CLASSES.into_iter().map(start).collect();
@@ -176,10 +180,12 @@ fn no_verdict_is_wrong_while_a_thousand_changes_run() {
             }
         }
         progress.over.store(true, Ordering::SeqCst);
-        workers.into_iter().map(|worker| worker.join().expect("a verdict was wrong")).collect()
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| worker.join().expect("a verdict was wrong");
+        workers.into_iter().map(join).collect::<Vec<_>>()
     });
-    for (class, held) in held {
-        check_after(&clients, class, held);
+    for (class, fates) in fates {
+        fates.check(class);
+        check_after(&clients, class, fates.held);
     }
 }
 
@@ -213,31 +219,72 @@ struct Held {
     since: usize,
 }
 
+/// What became of a class's connections.
+#[derive(Default)]
+struct Fates {
+    held: Vec<Held>,
+    opened: usize,
+    refused: usize,
+    broken: usize,
+}
+
+impl Fates {
+    /// Nothing is shown by a storm in which nothing happened.
+    fn check(&self, class: Class) {
+        let Self { held, opened, refused, broken } = self;
+        println!("{class:?}: {} alive, {opened} opened, {refused} refused, {broken} broken", held.len());
+        match class {
+            Class::Tunnel | Class::Plaintext => assert!(*opened > 0 && *refused == 0 && *broken == 0),
+            Class::NoTunnel | Class::NoPlaintext => assert!(*opened == 0 && *refused > 0),
+            Class::SomeTunnel | Class::SomePlaintext | Class::SomeStrict => {
+                assert!(*opened > 0 && *refused > 0 && *broken > 0);
+            }
+        }
+    }
+}
+
 struct Worker<'a> {
     class: Class,
     count: usize,
     clients: &'a Clients<'a>,
     progress: &'a Progress,
+    fates: Fates,
 }
 
 impl Worker<'_> {
     /// Keeps its connections open, and checks each of their fates.
-    fn run(self) -> Vec<Held> {
-        let mut held: Vec<Held> = Vec::new();
-        while !self.progress.over.load(Ordering::SeqCst) {
-            for _ in held.len()..self.count.min(held.len() + 10) {
-                held.extend(self.attempt());
+    fn run(mut self) -> Fates {
+        loop {
+            let over = self.progress.over.load(Ordering::SeqCst);
+            self.round();
+            if over {
+                return self.fates;
             }
-            held.retain_mut(|held| match tcp::ping(&mut held.stream, "storm") {
-                Ok(()) => true,
-                Err(error) => {
-                    self.check(held.since, false, &format!("a connection broke: {error}"));
-                    false
-                }
-            });
             thread::sleep(ROUND);
         }
-        held
+    }
+
+    fn round(&mut self) {
+        let mut held = std::mem::take(&mut self.fates.held);
+        for _ in held.len()..self.count.min(held.len() + AT_ONCE) {
+            match self.attempt() {
+                Some(one) => {
+                    self.fates.opened += 1;
+                    held.push(one);
+                }
+                None => self.fates.refused += 1,
+            }
+        }
+        let before = held.len();
+        held.retain_mut(|held| match tcp::ping(&mut held.stream, "storm") {
+            Ok(()) => true,
+            Err(error) => {
+                self.check(held.since, false, &format!("a connection broke: {error}"));
+                false
+            }
+        });
+        self.fates.broken += before - held.len();
+        self.fates.held = held;
     }
 
     fn attempt(&self) -> Option<Held> {
