@@ -75,6 +75,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let manifests =
         Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
             .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
+    manifests.register(&mut registry);
     let mesh = manifests.snapshots();
     let metrics = proxy::Metrics::register(&mut registry);
     let config = proxy::Config {

@@ -221,7 +221,7 @@ impl Collector for Gauges {
             (
                 "culvert_manifest_problems",
                 "Objects and files that could not be read",
-                self.problems.borrow().len(),
+                self.problems.borrow().iter().filter(|problem| problem.is_fault()).count(),
             ),
             (
                 "culvert_address_conflicts",

@@ -22,9 +22,11 @@ mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use policy::{
-    Action, AuthorizationPolicy, Clause, Connection, Decision, Denial, DryRun, Entry, Field, IpBlocks,
-    Mismatch, Mode, Pattern, PatternError, PeerAuthentication, Permit, Plaintext, PlaintextAction,
-    PolicyKind, PolicyName, PolicySet, Rule, Rules, Strings, Target, Test, Values,
+    Action, AuthorizationPolicy, Clause, ClauseExplanation, Connection, Decision, Denial, DryRun, Entry,
+    EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level, LevelExplanation, Mismatch,
+    Mode, ModeExplanation, Pattern, PatternError, PeerAuthentication, Permit, Plaintext, PlaintextAction,
+    PolicyExplanation, PolicyKind, PolicyName, PolicySet, Rule, RuleExplanation, Rules, Strings, Target,
+    Test, Values, Verdict,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

@@ -202,11 +202,25 @@ impl Key {
     }
 }
 
+impl Kind {
+    /// Returns the kind as Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             Kind::Namespace => write!(f, "Namespace {}", self.name),
-            kind => write!(f, "{kind:?} {}/{}", self.namespace, self.name),
+            kind => write!(f, "{} {}/{}", kind.as_str(), self.namespace, self.name),
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
 
 use super::{
-    super::{FieldPath, Invalid, Key, Kind, Object, Record, Settings},
+    super::{FieldPath, Invalid, Key, Kind, Object, PolicyNotice, Record, Settings},
     tree::{Locate, Tree, budget},
 };
 
@@ -19,11 +19,21 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The valid objects, in the file's order.
-    pub(super) records: Vec<(Record, usize)>,
+    pub(super) records: Vec<Located>,
     /// The objects that are not valid, and why.
     pub(super) invalid: Vec<(Key, Fault)>,
     /// The kinds that mean nothing here, as `apiVersion kind`.
     pub(super) unused: Vec<String>,
+}
+
+/// A valid object.
+#[derive(Debug)]
+pub(super) struct Located {
+    pub(super) record: Record,
+    /// The line that it begins on.
+    pub(super) line: usize,
+    /// The line of each of its notices.
+    pub(super) notice_lines: Vec<usize>,
 }
 
 /// Something wrong in a file, and the line that it stands on, counted from 1.
@@ -148,7 +158,11 @@ impl Document<'_> {
         };
         let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
-            Ok(record) => reader.contents.records.push((record, self.line(path))),
+            Ok(record) => {
+                let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
+                let notice_lines = record.notices().iter().map(line).collect();
+                reader.contents.records.push(Located { record, line: self.line(path), notice_lines });
+            }
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
                 reader
@@ -251,7 +265,10 @@ mod tests {
     fn check_as(format: Format, text: &str, expected: &[&str]) {
         let shown = match read(text, format, &settings()) {
             Ok(contents) => {
-                let valid = contents.records.iter().map(|(record, line)| format!("{line} {}", record.key()));
+                let valid = contents
+                    .records
+                    .iter()
+                    .map(|Located { record, line, .. }| format!("{line} {}", record.key()));
                 let invalid =
                     contents.invalid.iter().map(|(_, fault)| format!("{}! {}", fault.line, fault.message));
                 let unused = contents.unused.iter().map(|kind| format!("unused {kind}"));

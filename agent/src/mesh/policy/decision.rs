@@ -131,8 +131,11 @@ impl fmt::Display for Denial {
             }
             Self::NotAllowed { tried, nearest } => {
                 f.write_str("no allow policy matched; tried")?;
-                for policy in tried {
+                for policy in tried.iter().take(SHOWN) {
                     write!(f, " {policy}")?;
+                }
+                if let more @ 1.. = tried.len().saturating_sub(SHOWN) {
+                    write!(f, " and {more} more")?;
                 }
                 match nearest {
                     Some(Mismatch { policy, field, why }) => {
@@ -146,3 +149,6 @@ impl fmt::Display for Denial {
 }
 
 impl std::error::Error for Denial {}
+
+/// Policies that a line of the log names.
+const SHOWN: usize = 8;

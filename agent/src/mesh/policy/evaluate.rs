@@ -2,6 +2,7 @@
 
 use super::{
     Action, AuthorizationPolicy, Clause, Denial, Permit,
+    nearest::nearest,
     rule::{Entry, Field, Rule, Rules, Test, Values},
     truth::Truth,
     view::{Caller, View},
@@ -87,36 +88,39 @@ impl Values {
     }
 }
 
-/// What AuthorizationPolicies say to a connection, in the order of policy.md: DENY, none that allows, ALLOW, deny.
-pub(super) fn decide<'a, P>(policies: P, view: &View<'_>) -> Result<Permit, Denial>
-where
-    P: Iterator<Item = &'a AuthorizationPolicy> + Clone,
-{
+/// What AuthorizationPolicies say to a connection, in this order: DENY, none that allows, ALLOW, deny.
+pub(super) fn decide(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Result<Permit, Denial> {
+    let (denying, allowing) = by_effect(policies);
     // Nothing is unknown of a connection; if it were, what may be denied would be, and what may be allowed would not.
-    let mut denying = policies.clone().filter(|policy| policy.action.denies());
-    if let Some(policy) = denying.find(|policy| policy.evaluate(view) != Truth::No) {
+    if let Some(policy) = denying.iter().find(|policy| policy.evaluate(view) != Truth::No) {
         return Err(Denial::Denied { policy: policy.name.clone(), rule: policy.matching_rule(view) });
     }
-    let allowing = policies.filter(|policy| !policy.action.denies());
-    if allowing.clone().next().is_none() {
+    if allowing.is_empty() {
         return Ok(Permit::new(None));
     }
-    if let Some(policy) = allowing.clone().find(|policy| policy.evaluate(view) == Truth::Yes) {
+    if let Some(policy) = allowing.iter().find(|policy| policy.evaluate(view) == Truth::Yes) {
         return Ok(Permit::new(Some(policy.name.clone())));
     }
-    Err(Denial::NotAllowed { tried: allowing.map(|policy| policy.name.clone()).collect(), nearest: None })
+    Err(Denial::NotAllowed {
+        tried: allowing.iter().map(|policy| policy.name.clone()).collect(),
+        nearest: nearest(&allowing, view),
+    })
 }
 
 /// Whether AuthorizationPolicies permit what is known of a connection.
-pub(super) fn permit<'a, P>(policies: P, view: &View<'_>) -> Truth
-where
-    P: Iterator<Item = &'a AuthorizationPolicy> + Clone,
-{
-    let of = |denies| policies.clone().filter(move |policy| policy.action.denies() == denies);
-    let denied = Truth::any(of(true).map(|policy| policy.evaluate(view)));
-    let allowed = match of(false).next() {
-        None => Truth::Yes,
-        Some(_) => Truth::any(of(false).map(|policy| policy.evaluate(view))),
+pub(super) fn permit(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Truth {
+    let (denying, allowing) = by_effect(policies);
+    let denied = Truth::any(denying.iter().map(|policy| policy.evaluate(view)));
+    let allowed = match allowing.is_empty() {
+        true => Truth::Yes,
+        false => Truth::any(allowing.iter().map(|policy| policy.evaluate(view))),
     };
     Truth::all([!denied, allowed])
+}
+
+type Policies<'a> = Vec<&'a AuthorizationPolicy>;
+
+/// Those that deny, and those that allow.
+fn by_effect<'a>(policies: &[&'a AuthorizationPolicy]) -> (Policies<'a>, Policies<'a>) {
+    policies.iter().partition(|policy| policy.action.denies())
 }

@@ -13,7 +13,9 @@
 mod blocks;
 mod decision;
 mod evaluate;
+mod explain;
 mod name;
+mod nearest;
 mod peer;
 mod plaintext;
 mod rule;
@@ -22,11 +24,16 @@ mod set;
 mod strings;
 mod truth;
 mod view;
+mod words;
 
 pub use blocks::IpBlocks;
 pub use decision::{Connection, Decision, Denial, DryRun, Mismatch, Permit};
+pub use explain::{
+    ClauseExplanation, EntryExplanation, Explanation, FieldExplanation, LevelExplanation, ModeExplanation,
+    PolicyExplanation, RuleExplanation, Verdict,
+};
 pub use name::{PolicyKind, PolicyName};
-pub use peer::{Mode, PeerAuthentication};
+pub use peer::{Level, Mode, PeerAuthentication};
 pub use plaintext::{Plaintext, PlaintextAction};
 pub use rule::{Action, AuthorizationPolicy, Clause, Entry, Field, Rule, Rules, Test, Values};
 pub use selector::Target;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::PolicyName;
 use crate::mesh::Labels;
 
@@ -23,7 +25,8 @@ pub struct PeerAuthentication {
 }
 
 /// Whether plaintext is accepted.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Mode {
     /// What the level above says.
     #[default]
@@ -37,8 +40,9 @@ pub enum Mode {
 }
 
 /// How wide a PeerAuthentication's scope is: the narrowest that says anything counts.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Level {
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Level {
     /// `portLevelMtls` of the one that selects the pod.
     Port,
     /// The one that selects the pod.
@@ -84,9 +88,13 @@ impl<'a> Levels<'a> {
         at_port.into_iter().chain(rest.into_iter().flatten())
     }
 
+    /// The narrowest level that says anything about a port.
+    pub(super) fn decision(self, port: Option<u16>) -> Option<(Level, Mode, &'a PeerAuthentication)> {
+        self.at(port).find(|(_, mode, _)| *mode != Mode::Unset)
+    }
+
     /// The mode of a port (none: one that no policy mentions), and who says so; PERMISSIVE where nobody does.
     pub(super) fn mode(self, port: Option<u16>) -> (Mode, Option<&'a PeerAuthentication>) {
-        let decided = self.at(port).find(|(_, mode, _)| *mode != Mode::Unset);
-        decided.map_or((Mode::Permissive, None), |(_, mode, policy)| (mode, Some(policy)))
+        self.decision(port).map_or((Mode::Permissive, None), |(_, mode, policy)| (mode, Some(policy)))
     }
 }

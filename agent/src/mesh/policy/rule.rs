@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::{IpBlocks, PolicyName, Strings, Target};
 
 /// An AuthorizationPolicy. AUDIT policies are none: they change no verdict.
@@ -20,7 +22,8 @@ pub struct AuthorizationPolicy {
 }
 
 /// What a match means.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Action {
     /// The connection is permitted if no DENY policy matches, and where such a policy applies, only then.
     Allow,
@@ -98,7 +101,8 @@ pub enum Values {
 }
 
 /// The clauses of a rule.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Clause {
     /// One of its sources must match.
     From,

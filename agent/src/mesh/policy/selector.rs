@@ -45,10 +45,13 @@ pub(super) enum Pods {
 struct Group {
     all: Vec<u32>,
     /// By one of their labels, the one that the fewest want: its key, then its value.
-    labels: HashMap<String, HashMap<String, Vec<(u32, Arc<Labels>)>>>,
+    labels: HashMap<String, HashMap<String, Vec<Selecting>>>,
     names: HashMap<Arc<str>, Vec<u32>>,
     addresses: HashMap<IpAddr, Vec<u32>>,
 }
+
+/// A policy, and all the labels that it wants.
+type Selecting = (u32, Arc<Labels>);
 
 impl Pods {
     /// The pods behind a service: those that its selector selects, and where it has none, those that its endpoints name.

@@ -77,7 +77,7 @@ impl PolicySet {
         let decide = |dry_run: bool| {
             authenticated.clone()?;
             let counting = policies.iter().copied().filter(|policy| dry_run || !policy.dry_run);
-            evaluate::decide(counting, &view)
+            evaluate::decide(&counting.collect::<Vec<_>>(), &view)
         };
         let has_dry_run = policies.iter().any(|policy| policy.dry_run);
         Decision { verdict: decide(false), dry_run: has_dry_run.then(|| DryRun { verdict: decide(true) }) }
@@ -92,7 +92,7 @@ impl PolicySet {
             if levels.mode(port).0 == Mode::Strict {
                 return PlaintextAction::Refuse;
             }
-            match evaluate::permit(enforced.iter().copied(), &View::plaintext(port)) {
+            match evaluate::permit(&enforced, &View::plaintext(port)) {
                 Truth::No => PlaintextAction::Refuse,
                 Truth::Yes if !has_dry_run => PlaintextAction::Pass,
                 Truth::Yes | Truth::Maybe => PlaintextAction::Inspect,

@@ -27,8 +27,8 @@ impl RuleReader<'_, '_> {
 
     fn rule(&mut self, rule: &Node<'_>) -> Result<Rule, Invalid> {
         rule.only(&["from", "to", "when"])?;
-        let from = self.clause(rule, "from", Self::from_entry)?;
-        let to = self.clause(rule, "to", Self::to_entry)?;
+        let from = self.clause(rule, "from", Self::source_entry)?;
+        let to = self.clause(rule, "to", Self::operation_entry)?;
         let when = self.clause(rule, "when", Self::condition)?;
         Ok(Rule::new(from, to, when))
     }
@@ -43,7 +43,7 @@ impl RuleReader<'_, '_> {
         entries.elements()?.map(|entry| read(self, &entry)).collect()
     }
 
-    fn from_entry(&mut self, entry: &Node<'_>) -> Result<Entry, Invalid> {
+    fn source_entry(&mut self, entry: &Node<'_>) -> Result<Entry, Invalid> {
         entry.only(&["source"])?;
         let Some(source) = entry.field("source")? else { return Ok(Entry { key: None, fields: Vec::new() }) };
         accounts_stand_alone(&source)?;
@@ -59,7 +59,7 @@ impl RuleReader<'_, '_> {
         })
     }
 
-    fn to_entry(&mut self, entry: &Node<'_>) -> Result<Entry, Invalid> {
+    fn operation_entry(&mut self, entry: &Node<'_>) -> Result<Entry, Invalid> {
         entry.only(&["operation"])?;
         let Some(operation) = entry.field("operation")? else {
             return Ok(Entry { key: None, fields: Vec::new() });

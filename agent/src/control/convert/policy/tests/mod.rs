@@ -1,6 +1,7 @@
 //! Policies as users write them, and what follows for connections: each test holds to a sentence of docs/policy.md.
 
 mod actions;
+mod nearest;
 
 use std::net::SocketAddr;
 
@@ -115,8 +116,10 @@ fn authentication(name: &str, spec: Value) -> Value {
 
 fn object(kind: &str, name: &str, spec: Value) -> Value {
     let (namespace, name) = name.split_once('/').unwrap();
-    json!({"apiVersion": "security.istio.io/v1", "kind": kind,
-        "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+    let mut object = json!({"apiVersion": "security.istio.io/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": namespace}});
+    object["spec"] = spec;
+    object
 }
 
 const ROOT: &str = "culvert-system";
