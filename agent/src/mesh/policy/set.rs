@@ -170,10 +170,7 @@ fn level(policy: &PeerAuthentication, root: &str) -> Level {
 
 /// From the oldest, and without those that never count: of a namespace's without a selector all but the oldest.
 fn by_age(mut policies: Vec<Arc<PeerAuthentication>>) -> Vec<Arc<PeerAuthentication>> {
-    policies.sort_by(|one, other| {
-        let age = |policy: &PeerAuthentication| (policy.created.is_none(), policy.created);
-        age(one).cmp(&age(other)).then_with(|| one.name.cmp(&other.name))
-    });
+    policies.sort_by(|one, other| one.age().cmp(&other.age()));
     let mut namespaces = HashSet::new();
     policies
         .retain(|policy| policy.selector.is_some() || namespaces.insert(Arc::clone(&policy.name.namespace)));

@@ -1,0 +1,1 @@
+//! Each kind of finding, where it is due and where it is not.
