@@ -22,7 +22,7 @@ use crate::{
     enroll::Status,
     hbone::Pool,
     identity::{Inventory, SvidStore, followed},
-    mesh::{PolicySet, Snapshot, TrustDomain},
+    mesh::{Answer, PolicySet, Snapshot, TrustDomain},
     proxy,
     shutdown::Shutdown,
 };
@@ -81,11 +81,7 @@ pub(crate) struct Sources {
     pub(crate) svids: SvidStore,
     pub(crate) pool: Pool,
     pub(crate) proxy: Arc<proxy::Context>,
-    pub(crate) explain: ExplainBy,
 }
-
-/// Answers a question about policy by one snapshot.
-pub(crate) type ExplainBy = fn(&Snapshot, &Question) -> Result<Value, String>;
 
 impl Sources {
     pub(crate) fn into_admin(self, mut registry: Registry) -> Admin {
@@ -126,10 +122,11 @@ impl Sources {
                 inventory: Inventory::of(&svids),
             })
         });
-        let (mesh, answer) = (self.mesh.clone(), self.explain);
+        let mesh = self.mesh.clone();
         let explain = Box::new(move |question: &Question| {
             let snapshot = mesh.borrow().clone();
-            answer(&snapshot, question)
+            let answer = Answer::find(&question.from, &question.to, &snapshot);
+            answer.map(|answer| json!(answer)).map_err(|error| error.to_string())
         });
         Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates, explain }
     }
