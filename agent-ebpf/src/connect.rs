@@ -15,8 +15,11 @@ use aya_ebpf::{
 
 use agent_ebpf::{Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind};
 
-use crate::context::{self, IPPROTO_TCP};
-use crate::state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES};
+use crate::{
+    context::{self, IPPROTO_TCP},
+    node,
+    state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES},
+};
 
 /// Why a connect fails.
 pub(crate) enum Refusal {
@@ -91,7 +94,10 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
     let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
     // What an earlier connect left in a pod that has been un-enrolled since needs no clearing: it names the peer that
     // it holds for.
-    let Some(pod) = state::pod_of(netns) else { return Ok(None) };
+    let Some(pod) = state::pod_of(netns) else {
+        node::connect(sk, netns, address, port);
+        return Ok(None);
+    };
     if state::socket(sk).is_some_and(|known| known.kind == kind::AGENT || known.kind == kind::DIAL) {
         return Ok(None);
     }

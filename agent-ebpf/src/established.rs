@@ -19,7 +19,7 @@ use agent_ebpf::{HBONE_PORT, Handshake, LAST_REDIRECT_PORT, Name, Socket, Tuple,
 
 use crate::{
     connect::is_mptcp_subflow,
-    context,
+    context, node,
     state::{self, NAMES},
 };
 
@@ -49,7 +49,7 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let tuple = tuple(ctx);
     let kind = match socket.kind {
         // A state that names another peer is of an earlier connect.
-        kind::CAPTURED | kind::OWN => {
+        kind::CAPTURED | kind::OWN | kind::NODE => {
             if socket.peer != tuple.remote || socket.peer_port != u32::from(tuple.remote_port) {
                 return;
             }
@@ -63,6 +63,12 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         _ => return,
     };
     let owner = owner(ctx);
+    if kind == kind::NODE {
+        if node::begin(&tuple, owner) {
+            watch(ctx);
+        }
+        return;
+    }
     let entry = Handshake { owner, address: socket.address, port: socket.port, kind };
     if !state::begin(&tuple, &entry) {
         // The SYN leaves whatever is returned here; `sk_lookup` refuses it for want of an entry.
@@ -74,6 +80,12 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         // Without room the application sees the redirected address: a wrong name, and a connection that works.
         let _ = NAMES.insert(tuple, name, 0);
     }
+    watch(ctx);
+}
+
+/// Asks to be told when the socket is closed.
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
@@ -125,6 +137,9 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(socket) = state::socket(sk) else { return };
     let tuple = tuple(ctx);
     let owner = owner(ctx);
+    if socket.kind == kind::NODE {
+        return node::end(&tuple, owner);
+    }
     // By then the ends may belong to another socket already.
     if state::handshake(&tuple).is_some_and(|entry| entry.owner == owner) {
         state::end(&tuple);

@@ -1,18 +1,18 @@
-//! What the eBPF programs and the agent share: map keys and values, bounds, and the layout's version.
-//!
-//! Everything is `repr(C)` without hidden padding (checked below), because a value's bytes cross between the kernel and
-//! the agent as they are. Addresses are in network byte order and IPv4-mapped, so that one key serves both families;
-//! ports are in host byte order.
+//! What the eBPF programs and the agent share: the maps' names and bounds, what their numbers mean, the keys and values,
+//! and the layout's version.
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
-use core::mem::size_of;
-
+mod types;
 #[cfg(all(feature = "user", not(target_arch = "bpf")))]
 mod user;
 
+pub use types::{Address, Handshake, Name, Pod, PodPort, Rules, Socket, Tuple};
+#[cfg(all(feature = "user", not(target_arch = "bpf")))]
+pub use user::from_bytes;
+
 /// The version of the maps below as they are pinned. Change it with every change of a type, a bound or a meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// How many pods of one node can be enrolled.
 pub const MAX_PODS: u32 = 1024;
@@ -28,6 +28,18 @@ pub const MAX_RANGES: u32 = 256;
 pub const MAX_HANDSHAKES: u32 = 4_096;
 /// How many captured MPTCP connections of the node can ask who their peer is.
 pub const MAX_NAMES: u32 = 65_536;
+/// How many ports of all pods can have a rule of their own for plaintext.
+pub const MAX_PLAINTEXT: u32 = 65_536;
+/// How many ports of one pod can.
+pub const MAX_PLAINTEXT_OF_POD: usize = 256;
+/// How many connections of the node's own processes to its pods can be under way or established.
+pub const MAX_NODE_CONNECTIONS: u32 = 16_384;
+/// How many cgroups can be told to hold pods. The kubelet makes one.
+pub const MAX_KUBEPODS: u32 = 64;
+/// How far below the root of the hierarchy such a cgroup is looked for: a node that is a container itself has it at 4.
+pub const KUBEPODS_LEVELS: u32 = 4;
+/// The size of the ring buffer of refusals, in bytes: some 4,600 of them.
+pub const REFUSALS_BYTES: u32 = 1 << 18;
 
 /// The port of HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -48,10 +60,20 @@ pub mod maps {
     pub const HANDSHAKES: &str = "HANDSHAKES";
     /// [`super::Tuple`] -> [`super::Name`]: the peers of captured MPTCP connections.
     pub const NAMES: &str = "NAMES";
-    /// Socket -> [`super::Socket`].
+    /// Socket -> [`super::Socket`]. What a listener accepts begins with what is known of the listener.
     pub const SOCKETS: &str = "SOCKETS";
     /// Slot × [`super::listener::COUNT`] + [`super::listener`] -> listening socket.
     pub const LISTENERS: &str = "LISTENERS";
+    /// [`super::PodPort`] -> [`super::plaintext`], where it differs from the rest of the pod.
+    pub const PLAINTEXT: &str = "PLAINTEXT";
+    /// [`super::Address`] of an enrolled pod of this node -> its netns cookie.
+    pub const LOCAL: &str = "LOCAL";
+    /// [`super::Tuple`] of a connection of the node's own processes to an enrolled pod -> its socket's cookie.
+    pub const NODE: &str = "NODE";
+    /// Id of a cgroup with pods in it -> 1. The id 0, which none has: the pods' cgroups cannot be told.
+    pub const KUBEPODS: &str = "KUBEPODS";
+    /// A ring buffer of [`super::Tuple`], with the pod's cookie: plaintext that was refused.
+    pub const REFUSALS: &str = "REFUSALS";
     /// [`super::counter`] -> how often, a `u64` for each CPU.
     pub const COUNTERS: &str = "COUNTERS";
 
@@ -60,8 +82,22 @@ pub mod maps {
     pub const OWN_HANDSHAKES: &str = "OWN_HANDSHAKES";
 
     /// All that are pinned.
-    pub const ALL: [&str; 9] =
-        [PODS, TABLE, DESTINATIONS, RANGES, HANDSHAKES, NAMES, SOCKETS, LISTENERS, COUNTERS];
+    pub const ALL: [&str; 14] = [
+        PODS,
+        TABLE,
+        DESTINATIONS,
+        RANGES,
+        HANDSHAKES,
+        NAMES,
+        SOCKETS,
+        LISTENERS,
+        PLAINTEXT,
+        LOCAL,
+        NODE,
+        KUBEPODS,
+        REFUSALS,
+        COUNTERS,
+    ];
 }
 
 /// What happens to a connection of an enrolled pod to a destination.
@@ -74,6 +110,16 @@ pub mod action {
     pub const PASS: u32 = 3;
 }
 
+/// What happens to plaintext from outside a pod.
+pub mod plaintext {
+    /// It goes to the agent. Zero, so that what nobody has written is looked at.
+    pub const INSPECT: u32 = 0;
+    /// It goes to the application.
+    pub const PASS: u32 = 1;
+    /// It is refused.
+    pub const REFUSE: u32 = 2;
+}
+
 /// The listeners of a pod.
 pub mod listener {
     /// For captured connections over IPv4.
@@ -84,8 +130,12 @@ pub mod listener {
     pub const HBONE4: u32 = 2;
     /// For HBONE over IPv6.
     pub const HBONE6: u32 = 3;
+    /// For plaintext from outside over IPv4.
+    pub const PLAIN4: u32 = 4;
+    /// For plaintext from outside over IPv6.
+    pub const PLAIN6: u32 = 5;
     /// How many there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 6;
 }
 
 /// What the programs count.
@@ -108,8 +158,18 @@ pub mod counter {
     pub const REFUSED_DIRECT: u32 = 7;
     /// Connections whose application sees the client's address instead of loopback.
     pub const SUBSTITUTED: u32 = 8;
+    /// Plaintext from outside that was given to a pod's plaintext listener.
+    pub const INSPECTED: u32 = 9;
+    /// Plaintext from outside that was refused by rule.
+    pub const REFUSED_PLAINTEXT: u32 = 10;
+    /// Refusals of plaintext that found the ring buffer full.
+    pub const LOST: u32 = 11;
+    /// Connections that no rule was asked about: the node's own processes made them.
+    pub const NODE: u32 = 12;
+    /// Connections of the node's own processes that could not be noted: they are treated as anybody's.
+    pub const NODE_OVERLOAD: u32 = 13;
     /// How many there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 14;
 }
 
 /// What a socket or a handshake is.
@@ -118,7 +178,7 @@ pub mod kind {
     pub const CAPTURED: u32 = 1;
     /// A connection of the pod to itself, to a port that captured connections use too.
     pub const OWN: u32 = 2;
-    /// A socket of the agent: never captured.
+    /// A socket of the agent, and what its listeners accept: never captured.
     pub const AGENT: u32 = 3;
     /// A socket of the agent that connects to the application in a client's name.
     pub const DIAL: u32 = 4;
@@ -128,147 +188,6 @@ pub mod kind {
     pub const ACCEPTED: u32 = 6;
     /// A connection made in a client's name, at the application's end.
     pub const SUBSTITUTED: u32 = 7;
-}
-
-/// An IP address: four words in network byte order, IPv4 as `::ffff:a.b.c.d`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Address(pub [u32; 4]);
-
-/// The ends of a connection as the side that connects sees them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Tuple {
-    /// The network namespace's cookie. Never reused, unlike a slot.
-    pub netns: u64,
-    /// The address that connects.
-    pub local: Address,
-    /// The address that is connected to.
-    pub remote: Address,
-    /// The port of `local`.
-    pub local_port: u16,
-    /// The port of `remote`.
-    pub remote_port: u16,
-    /// Zero.
-    pub pad: u32,
-}
-
-/// A connection whose handshake is under way.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Handshake {
-    /// The cookie of the socket that connects: only its end removes the entry.
-    pub owner: u64,
-    /// The original destination, or the client in whose name the agent connects.
-    pub address: Address,
-    /// The port of `address`.
-    pub port: u32,
-    /// One of [`kind`].
-    pub kind: u32,
-}
-
-/// The destination that a captured MPTCP connection asked for.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Name {
-    /// The cookie of the subflow that connected.
-    pub owner: u64,
-    /// The address.
-    pub address: Address,
-    /// The port of `address`.
-    pub port: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-/// What is known of a socket.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Socket {
-    /// The original destination, or the client in whose name the agent connects.
-    pub address: Address,
-    /// The peer that the kernel knows. What is said above holds only as long as the socket's peer is this one.
-    pub peer: Address,
-    /// The port of `address`.
-    pub port: u32,
-    /// The port of `peer`.
-    pub peer_port: u32,
-    /// One of [`kind`].
-    pub kind: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-/// An enrolled pod.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Pod {
-    /// The network namespace's cookie; zero where the slot is free.
-    pub netns: u64,
-    /// The pod's addresses; what is unused is zero.
-    pub addresses: [Address; MAX_ADDRESSES],
-    /// The pod's first IPv4 address, to which captured connections are redirected; zero where it has none.
-    pub redirect4: Address,
-    /// The same for IPv6.
-    pub redirect6: Address,
-    /// The ports of the listeners, by [`listener`]; zero where there is none.
-    pub ports: [u16; listener::COUNT as usize],
-    /// 1 where new connections are captured.
-    pub captures: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-const _: () = assert!(size_of::<Address>() == 16);
-const _: () = assert!(size_of::<Tuple>() == 8 + 2 * 16 + 2 * 2 + 4);
-const _: () = assert!(size_of::<Handshake>() == 8 + 16 + 2 * 4);
-const _: () = assert!(size_of::<Name>() == 8 + 16 + 2 * 4);
-const _: () = assert!(size_of::<Socket>() == 2 * 16 + 4 * 4);
-const _: () = assert!(size_of::<Pod>() == 8 + MAX_ADDRESSES * 16 + 2 * 16 + 4 * 2 + 2 * 4);
-
-impl Address {
-    /// The first three words of an IPv4-mapped address.
-    const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
-
-    /// Takes an IPv4 address in network byte order.
-    #[inline(always)]
-    pub const fn v4(word: u32) -> Self {
-        Self([Self::MAPPED[0], Self::MAPPED[1], Self::MAPPED[2], word])
-    }
-
-    /// Returns whether it is an IPv4 address.
-    #[inline(always)]
-    pub const fn is_v4(&self) -> bool {
-        self.0[0] == Self::MAPPED[0] && self.0[1] == Self::MAPPED[1] && self.0[2] == Self::MAPPED[2]
-    }
-
-    /// Returns whether it is all zeroes, which no host has.
-    #[inline(always)]
-    pub const fn is_zero(&self) -> bool {
-        (self.0[0] | self.0[1] | self.0[2] | self.0[3]) == 0
-    }
-
-    /// Returns whether it is 0.0.0.0 or ::.
-    #[inline(always)]
-    pub const fn is_unspecified(&self) -> bool {
-        self.0[3] == 0 && (self.is_v4() || self.is_zero())
-    }
-
-    /// Returns whether it is 127.0.0.0/8 or ::1.
-    #[inline(always)]
-    pub const fn is_loopback(&self) -> bool {
-        if self.is_v4() {
-            return u32::from_be(self.0[3]) >> 24 == 127;
-        }
-        (self.0[0] | self.0[1] | self.0[2]) == 0 && self.0[3] == 1u32.to_be()
-    }
-}
-
-impl Pod {
-    /// Returns whether the address is one of the pod's own.
-    #[inline(always)]
-    pub fn owns(&self, address: &Address) -> bool {
-        let [a, b, c, d] = &self.addresses;
-        !address.is_zero() && (a == address || b == address || c == address || d == address)
-    }
+    /// A connection of the node's own to an enrolled pod.
+    pub const NODE: u32 = 8;
 }

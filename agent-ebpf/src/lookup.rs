@@ -12,11 +12,14 @@ use aya_ebpf::{
     programs::SkLookupContext,
 };
 
-use agent_ebpf::{Address, HBONE_PORT, LAST_REDIRECT_PORT, Pod, Tuple, counter, kind, listener};
+use agent_ebpf::{
+    Address, HBONE_PORT, LAST_REDIRECT_PORT, Pod, PodPort, Rules, Tuple, counter, kind, listener, plaintext,
+};
 
 use crate::{
     context::{IPPROTO_TCP, Packet},
-    state::{self, LISTENERS, OWN_HANDSHAKES},
+    node,
+    state::{self, HOST, LISTENERS, OWN_HANDSHAKES, PLAINTEXT, REFUSALS},
 };
 
 /// The pod's slot.
@@ -37,48 +40,107 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
         return SK_PASS;
     }
     let packet = Packet::read(ctx.lookup);
-    let (destination, port) = &packet.destination;
-    let own = pod.owns(destination);
-    let local = packet.source.0.is_loopback() || pod.owns(&packet.source.0);
+    if packet.is_for_a_listener(pod) {
+        return refuse(counter::REFUSED_DIRECT);
+    }
+    if packet.source.0.is_loopback() || pod.owns(&packet.source.0) {
+        from_inside(ctx, pod, &packet)
+    } else {
+        from_outside(ctx, pod, &packet)
+    }
+}
 
-    if own && *port <= LAST_REDIRECT_PORT {
+/// The pod talks to itself, or to the agent.
+#[inline(always)]
+fn from_inside(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
+    let (destination, port) = packet.destination;
+    if !pod.owns(&destination) {
+        return SK_PASS;
+    }
+    if port <= LAST_REDIRECT_PORT {
         return match packet.handshake(pod) {
             Some(kind::CAPTURED) => steer(ctx, packet.listener(listener::OUTBOUND4)),
             Some(_) => SK_PASS,
             // A lost entry must never reach what the pod itself has on the port.
-            None if local => refuse(counter::REFUSED_UNKNOWN),
-            None => SK_PASS,
+            None => refuse(counter::REFUSED_UNKNOWN),
         };
     }
-    if own && *port == HBONE_PORT {
-        if !local {
-            state::count(counter::HBONE);
-            return steer(ctx, packet.listener(listener::HBONE4));
-        }
-        if packet.handshake(pod) == Some(kind::LOOPED) {
-            return steer(ctx, packet.listener(listener::HBONE4));
-        }
-    }
-    if packet.is_for_a_listener(pod) {
-        return refuse(counter::REFUSED_DIRECT);
+    if port == HBONE_PORT && packet.handshake(pod) == Some(kind::LOOPED) {
+        return steer(ctx, packet.listener(listener::HBONE4));
     }
     SK_PASS
+}
+
+#[inline(always)]
+fn from_outside(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
+    let (destination, port) = packet.destination;
+    if port == HBONE_PORT && pod.owns(&destination) {
+        state::count(counter::HBONE);
+        return steer(ctx, packet.listener(listener::HBONE4));
+    }
+    // Plaintext, whichever of its addresses the pod is reached at.
+    let action = rule(pod, port);
+    if action == plaintext::PASS {
+        return SK_PASS;
+    }
+    if node::owns(&packet.tuple(HOST.load())) {
+        state::count(counter::NODE);
+        return SK_PASS;
+    }
+    if action == plaintext::REFUSE {
+        packet.report(pod);
+        return refuse(counter::REFUSED_PLAINTEXT);
+    }
+    state::count(counter::INSPECTED);
+    steer(ctx, packet.listener(listener::PLAIN4))
+}
+
+/// Reads a pod's rules anew: the agent may be changing them.
+#[inline(always)]
+fn rules_of(pod: &Pod) -> Rules {
+    // SAFETY: the entry of an array lives as long as the program runs.
+    unsafe { read_volatile(&raw const pod.rules) }
+}
+
+/// Returns what happens to plaintext at a port.
+#[inline(always)]
+fn rule(pod: &Pod, port: u16) -> u32 {
+    let rules = rules_of(pod);
+    if !rules.has_ports() {
+        return rules.otherwise();
+    }
+    let key = PodPort { netns: pod.netns, port: port.into(), pad: 0 };
+    // SAFETY: the number is copied at once.
+    let own = unsafe { PLAINTEXT.get(key) }.copied();
+    // The port's rule and the others' may be of two states that never were one: what the agent may have taken away in
+    // between was only good with the others as they were.
+    if rules_of(pod) != rules {
+        return plaintext::INSPECT;
+    }
+    own.unwrap_or(rules.otherwise())
 }
 
 impl Packet {
     /// Returns what kind of handshake of this pod the packet belongs to.
     #[inline(always)]
     fn handshake(&self, pod: &Pod) -> Option<u32> {
-        let tuple = Tuple {
-            netns: pod.netns,
-            local: self.source.0,
-            remote: self.destination.0,
-            local_port: self.source.1,
-            remote_port: self.destination.1,
-            pad: 0,
-        };
         // SAFETY: the number is copied at once.
-        unsafe { OWN_HANDSHAKES.get(tuple) }.map(|entry| entry.kind)
+        unsafe { OWN_HANDSHAKES.get(self.tuple(pod.netns)) }.map(|entry| entry.kind)
+    }
+
+    /// Returns the ends as the side that connects sees them.
+    #[inline(always)]
+    fn tuple(&self, netns: u64) -> Tuple {
+        let ((local, local_port), (remote, remote_port)) = (self.source, self.destination);
+        Tuple { netns, local, remote, local_port, remote_port, pad: 0 }
+    }
+
+    /// Tells the agent that the packet was refused. Where it does not keep up, that is counted.
+    #[inline(always)]
+    fn report(&self, pod: &Pod) {
+        if REFUSALS.output(self.tuple(pod.netns), 0).is_err() {
+            state::count(counter::LOST);
+        }
     }
 
     /// Returns the index of the listener for the packet's family, of two that follow each other.
@@ -91,12 +153,12 @@ impl Packet {
     #[inline(always)]
     fn is_for_a_listener(&self, pod: &Pod) -> bool {
         const LOCALHOST4: Address = Address::v4(0x7f00_0001_u32.to_be());
-        let [outbound4, outbound6, hbone4, hbone6] = pod.ports;
+        let [outbound4, outbound6, hbone4, hbone6, plain4, plain6] = pod.ports;
         let (address, port) = &self.destination;
         if self.v4 {
-            *address == LOCALHOST4 && (*port == outbound4 || *port == hbone4)
+            *address == LOCALHOST4 && (*port == outbound4 || *port == hbone4 || *port == plain4)
         } else {
-            address.is_loopback() && (*port == outbound6 || *port == hbone6)
+            address.is_loopback() && (*port == outbound6 || *port == hbone6 || *port == plain6)
         }
     }
 }

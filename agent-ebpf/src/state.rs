@@ -4,14 +4,18 @@ use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, HashOfMaps, LpmTrie, PerCpuArray, SkStorage, SockMap},
+    bindings::{
+        BPF_ANY, BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
+    },
+    btf_maps::{Array, HashMap, HashOfMaps, LpmTrie, PerCpuArray, RingBuf, SockMap},
     helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 
 use agent_ebpf::{
-    Address, Handshake, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_NAMES, MAX_PODS, MAX_RANGES, Name, Pod, Socket,
+    Address, Handshake, MAX_ADDRESSES, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_KUBEPODS, MAX_NAMES,
+    MAX_NODE_CONNECTIONS, MAX_PLAINTEXT, MAX_PODS, MAX_RANGES, Name, Pod, PodPort, REFUSALS_BYTES, Socket,
     Tuple, counter, listener,
 };
 
@@ -39,18 +43,57 @@ pub(crate) static OWN_HANDSHAKES: Handshakes = Handshakes::new();
 #[btf_map]
 pub(crate) static NAMES: HashMap<Tuple, Name, { MAX_NAMES as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map]
-static SOCKETS: SkStorage<Socket> = SkStorage::new();
+static SOCKETS: Inherited<Socket> = Inherited::new();
 #[btf_map]
 pub(crate) static LISTENERS: SockMap<{ (MAX_PODS * listener::COUNT) as usize }> = SockMap::new();
 #[btf_map]
+pub(crate) static PLAINTEXT: HashMap<PodPort, u32, { MAX_PLAINTEXT as usize }, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static LOCAL: HashMap<Address, u64, { MAX_PODS as usize * MAX_ADDRESSES }, ON_DEMAND> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static NODE: HashMap<Tuple, u64, { MAX_NODE_CONNECTIONS as usize }, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub(crate) static KUBEPODS: HashMap<u64, u32, { MAX_KUBEPODS as usize }> = HashMap::new();
+#[btf_map]
+pub(crate) static REFUSALS: RingBuf<Tuple, { REFUSALS_BYTES as usize }> = RingBuf::new();
+#[btf_map]
 static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 
+/// The network namespace of the node itself, by its cookie.
+#[unsafe(no_mangle)]
+pub(crate) static HOST: Global<u64> = Global::new(0);
 /// Whether the kernel has `bpf_set_retval` for these programs (5.18); without it every refusal is EPERM.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 /// Whether the kernel has `bpf_skc_to_mptcp_sock` (5.19); without it every socket is taken for an MPTCP one.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_MPTCP_SOCK: Global<u32> = Global::new(0);
+
+/// Storage of sockets that what a listener accepts inherits, from the moment on when it exists: aya's own does not.
+#[repr(C)]
+struct Inherited<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: a definition for the loader; nothing ever reads the pointers.
+unsafe impl<T> Sync for Inherited<T> {}
+
+impl<T> Inherited<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+}
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]
@@ -84,10 +127,13 @@ pub(crate) fn socket(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
     storage(sk, ptr::null_mut(), 0)
 }
 
-/// Notes what is known of a socket of which nothing is known yet; false where there is no memory.
+/// Notes what is known of a socket, in place of what was; false where there is no memory.
 #[inline(always)]
 pub(crate) fn remember(sk: *mut bpf_sock, mut value: Socket) -> bool {
-    storage(sk, &raw mut value, BPF_SK_STORAGE_GET_F_CREATE.into()).is_some()
+    let Some(known) = storage(sk, &raw mut value, BPF_SK_STORAGE_GET_F_CREATE.into()) else { return false };
+    // Only a new one has the value already; a socket that was accepted has what it inherited.
+    *known = value;
+    true
 }
 
 /// Forgets what was known of a socket.
@@ -104,7 +150,6 @@ fn storage(sk: *mut bpf_sock, value: *mut Socket, flags: u64) -> Option<&'static
     unsafe { bpf_sk_storage_get(sockets(), sk.cast(), value.cast(), flags).cast::<Socket>().as_mut() }
 }
 
-/// aya's methods take the context of one kind of program only.
 #[inline(always)]
 fn sockets() -> *mut c_void {
     ptr::from_ref(&SOCKETS).cast_mut().cast()

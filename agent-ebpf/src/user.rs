@@ -1,8 +1,11 @@
 //! The agent's side: plain old data for aya, and conversions from and to the standard library's addresses.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ptr,
+};
 
-use super::{Address, Handshake, Name, Pod, Socket, Tuple};
+use super::{Address, Handshake, Name, Pod, PodPort, Socket, Tuple};
 
 macro_rules! plain_old_data {
     ($($ty:ty),+) => {$(
@@ -12,7 +15,14 @@ macro_rules! plain_old_data {
     )+};
 }
 
-plain_old_data!(Address, Handshake, Name, Pod, Socket, Tuple);
+plain_old_data!(Address, Handshake, Name, Pod, PodPort, Socket, Tuple);
+
+/// Reads a value from bytes that came from the kernel; none where there are too few.
+pub fn from_bytes<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    #[expect(unsafe_code, reason = "the kernel hands the value over as bytes")]
+    // SAFETY: there are enough bytes, and any are a valid value: that is what the trait promises.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) })
+}
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {

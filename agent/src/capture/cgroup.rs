@@ -1,46 +1,137 @@
-//! The root of the cgroup v2 hierarchy.
+//! The root of the cgroup v2 hierarchy, and the cgroups in it that the kubelet keeps pods in.
 
-use std::{fs, fs::File, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    fs,
+    fs::File,
+    io,
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use agent_ebpf::KUBEPODS_LEVELS;
 
 use super::Error;
 
 /// The inode of a kernfs root directory. A cgroup namespace shows another directory as the root, which has another.
 const ROOT_INODE: u64 = 1;
 
-/// Opens the root of the cgroup v2 hierarchy, where the programs see every process of the machine.
-///
-/// On a hybrid host it is the second, "unified" mount; in a child cgroup namespace what looks like the root is not, and
-/// an attachment there would cover the agent alone.
-///
-/// # Errors
-/// Where there is no such mount, or none whose directory is the root.
-pub(super) fn root() -> Result<File, Error> {
-    let mounts = fs::read_to_string("/proc/self/mounts")
-        .map_err(|error| Error::Cgroup(format!("cannot read /proc/self/mounts: {error}")))?;
-    let mut seen = None;
-    for path in cgroup2_mounts(&mounts) {
-        let Ok(directory) = File::open(&path) else { continue };
-        if directory.metadata().is_ok_and(|metadata| metadata.ino() == ROOT_INODE) {
-            return Ok(directory);
-        }
-        seen = Some(path);
-    }
-    Err(Error::Cgroup(match seen {
-        Some(path) => format!(
-            "{} is not the root but a part of it; run the agent in the host's cgroup namespace \
-             (a container needs cgroup namespace \"host\" and the host's /sys/fs/cgroup)",
-            path.display()
-        ),
-        None => "no cgroup2 file system is mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup`"
-            .to_owned(),
-    }))
+/// The root of the cgroup v2 hierarchy, where the programs see every process of the machine.
+#[derive(Debug)]
+pub(super) struct Root {
+    directory: File,
+    path: PathBuf,
 }
 
-fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
-    mounts.lines().filter_map(|line| {
+/// Where the node's pods are.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum PodCgroups {
+    /// Below the cgroups with these ids. None where the node has no kubelet, or one that has not started any pod yet.
+    Known(Vec<u64>),
+    /// Not in this hierarchy: the kubelet uses cgroup v1, or the hierarchy cannot be read.
+    Unknown,
+}
+
+impl Root {
+    /// Opens the root.
+    ///
+    /// On a hybrid host it is the second, "unified" mount; in a child cgroup namespace what looks like the root is not,
+    /// and an attachment there would cover the agent alone.
+    ///
+    /// # Errors
+    /// Where there is no such mount, or none whose directory is the root.
+    pub(super) fn open() -> Result<Self, Error> {
+        let mounts = mounts().map_err(|error| Error::Cgroup(format!("cannot read {MOUNTS}: {error}")))?;
+        let mut seen = None;
+        for path in mounts_of("cgroup2", &mounts) {
+            let Ok(directory) = File::open(&path) else { continue };
+            if directory.metadata().is_ok_and(|metadata| metadata.ino() == ROOT_INODE) {
+                return Ok(Self { directory, path });
+            }
+            seen = Some(path);
+        }
+        Err(Error::Cgroup(match seen {
+            Some(path) => format!(
+                "{} is not the root but a part of it; run the agent in the host's cgroup namespace \
+                 (a container needs cgroup namespace \"host\" and the host's /sys/fs/cgroup)",
+                path.display()
+            ),
+            None => "no cgroup2 file system is mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup`"
+                .to_owned(),
+        }))
+    }
+
+    /// Returns the directory, to attach programs to.
+    pub(super) fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// Looks for the cgroups that the kubelet keeps pods in.
+    pub(super) fn pods(&self) -> PodCgroups {
+        match kubepods(&self.path) {
+            Ok(ids) if ids.is_empty() && has_version_1_pods() => PodCgroups::Unknown,
+            Ok(ids) => PodCgroups::Known(ids),
+            Err(error) => {
+                tracing::warn!(
+                    path = %self.path.display(), %error,
+                    "cannot look for the pods' cgroups: the node's own connections, such as the kubelet's probes, are \
+                     treated as anybody's"
+                );
+                PodCgroups::Unknown
+            }
+        }
+    }
+}
+
+/// On a hybrid host the kubelet's cgroups are in the hierarchies of version 1, of which a program knows nothing.
+fn has_version_1_pods() -> bool {
+    let Ok(mounts) = mounts() else { return true };
+    mounts_of("cgroup", &mounts).any(|path| kubepods(&path).is_ok_and(|ids| !ids.is_empty()))
+}
+
+/// Returns the ids of the cgroups that hold pods, which are their directories' inode numbers.
+fn kubepods(root: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    search(root, KUBEPODS_LEVELS, &mut found)?;
+    Ok(found)
+}
+
+fn search(directory: &Path, levels: u32, found: &mut Vec<u64>) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        if entry.file_name().to_str().is_some_and(is_kubepods) {
+            found.push(entry.ino());
+        } else if levels > 1 {
+            match search(&entry.path(), levels - 1, found) {
+                // Cgroups come and go.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the kubelet gives the cgroup of all pods this name, by either of its drivers, with `--cgroup-root` or
+/// without.
+fn is_kubepods(name: &str) -> bool {
+    matches!(name, "kubepods" | "kubepods.slice") || name.ends_with("-kubepods.slice")
+}
+
+/// The mounts that the agent sees.
+const MOUNTS: &str = "/proc/self/mounts";
+
+fn mounts() -> io::Result<String> {
+    fs::read_to_string(MOUNTS)
+}
+
+fn mounts_of(kind: &str, mounts: &str) -> impl Iterator<Item = PathBuf> {
+    mounts.lines().filter_map(move |line| {
         let mut fields = line.split(' ');
         let path = fields.nth(1)?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(path.replace("\\040", " ")))
+        (fields.next()? == kind).then(|| PathBuf::from(path.replace("\\040", " ")))
     })
 }
 
@@ -53,11 +144,37 @@ mod tests {
         let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\n\
                       cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        assert_eq!(cgroup2_mounts(mounts).collect::<Vec<_>>(), [PathBuf::from("/sys/fs/cgroup/unified")]);
+        assert_eq!(
+            mounts_of("cgroup2", mounts).collect::<Vec<_>>(),
+            [PathBuf::from("/sys/fs/cgroup/unified")]
+        );
     }
 
     #[test]
     fn a_mount_without_the_hierarchy_is_none() {
-        assert_eq!(cgroup2_mounts("cgroup2 /a tmpfs rw 0 0\n\nproc /proc proc rw 0 0\n").count(), 0);
+        assert_eq!(mounts_of("cgroup2", "cgroup2 /a tmpfs rw 0 0\n\nproc /proc proc rw 0 0\n").count(), 0);
+    }
+
+    #[test]
+    fn the_kubelets_cgroups_are_found_at_any_level_and_by_any_name() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+            fs::metadata(root.path().join(path)).unwrap().ino()
+        };
+        let mut expected = vec![
+            make("kubepods"),
+            make("kubepods.slice"),
+            make("kubelet.slice/kubelet-kubepods.slice"),
+            make("system.slice/docker-1.scope/kubelet.slice/kubelet-kubepods.slice"),
+        ];
+        make("kubepods.slice/kubepods-burstable.slice");
+        make("system.slice/notkubepods.slice");
+        make("a/b/c/d/kubepods");
+        fs::write(root.path().join("cgroup.procs"), "").unwrap();
+        let mut found = kubepods(root.path()).unwrap();
+        expected.sort_unstable();
+        found.sort_unstable();
+        assert_eq!(found, expected);
     }
 }

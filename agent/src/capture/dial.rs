@@ -121,6 +121,7 @@ impl Dialler {
     }
 }
 
-fn agent_mark() -> Mark {
+/// What the programs are to know of a socket that is the agent's and nothing else.
+pub(super) fn agent_mark() -> Mark {
     Mark { kind: kind::AGENT, ..Mark::default() }
 }

@@ -2,6 +2,7 @@
 
 use std::{io, net::IpAddr, path::PathBuf};
 
+use agent_ebpf::MAX_PLAINTEXT_OF_POD;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::NetNs;
@@ -73,6 +74,18 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// More ports than there is room for.
+    #[error(
+        "the pod of network namespace cookie {netns} has {ports} ports with a rule of their own for plaintext, and \
+         {MAX_PLAINTEXT_OF_POD} can have: the agent looks at all of the pod's plaintext, which is slower and as safe; name \
+         fewer ports in the policies of the pod"
+    )]
+    TooManyPorts {
+        /// The cookie of the pod's network namespace.
+        netns: u64,
+        /// How many.
+        ports: usize,
+    },
     /// An accepted connection that did not come through the connect hook.
     #[error("the connection was not captured: a process in the pod made it straight to the agent's listener")]
     NotCaptured,
@@ -89,7 +102,8 @@ impl Error {
             | Self::Pin { .. }
             | Self::Load(_)
             | Self::Program { .. }
-            | Self::Map { .. } => Reason::Overload,
+            | Self::Map { .. }
+            | Self::TooManyPorts { .. } => Reason::Overload,
         }
     }
 

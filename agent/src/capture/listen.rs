@@ -1,4 +1,4 @@
-//! A pod's listeners: where `sk_lookup` hands captured and HBONE connections to.
+//! A pod's listeners: where `sk_lookup` hands captured, HBONE and plaintext connections to.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use agent_ebpf::listener;
 use rand::Rng as _;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Error, NetNs, reset_on_close, tables::Tables};
+use super::{Error, NetNs, dial::agent_mark, reset_on_close, tables::Tables};
 
 /// Where listeners bind: above the default range of ephemeral ports, so that no connection of the pod has the port, and
 /// where few applications listen: one that binds 0.0.0.0 meets EADDRINUSE on a port where 127.0.0.1 listens.
@@ -21,7 +21,8 @@ const ATTEMPTS: u32 = 64;
 /// The length of the accept queue; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// The listeners of one pod, by `agent_ebpf::listener`; none for a family in which the pod has no address.
+/// The listeners of one pod, by `agent_ebpf::listener`; none for a family in which the pod has no address. Plaintext has
+/// one wherever it can be: it may come to an address that is not one of the pod's, such as that of a second interface.
 #[derive(Debug)]
 pub(super) struct Listeners([Option<TcpListener>; listener::COUNT as usize]);
 
@@ -31,9 +32,11 @@ impl Listeners {
         let v4 = addresses.iter().any(IpAddr::is_ipv4).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let v6 = addresses.iter().any(IpAddr::is_ipv6).then_some(IpAddr::V6(Ipv6Addr::LOCALHOST));
         let bind = |at: Option<IpAddr>| at.map(bind).transpose();
-        // In the order of `agent_ebpf::listener`.
         let bound = netns.run(|| {
-            let listeners = [bind(v4)?, bind(v6)?, bind(v4)?, bind(v6)?];
+            let plain4 = bind(v4)?.or_else(|| self::bind(Ipv4Addr::LOCALHOST.into()).ok());
+            let plain6 = bind(v6)?.or_else(|| self::bind(Ipv6Addr::LOCALHOST.into()).ok());
+            // In the order of `agent_ebpf::listener`.
+            let listeners = [bind(v4)?, bind(v6)?, bind(v4)?, bind(v6)?, plain4, plain6];
             // Accepted sockets inherit all of these, from the moment on when they are in the queue.
             for listener in listeners.iter().flatten() {
                 // What is accepted has the local port that the client asked for, 15008 for one. With this, and only where
@@ -41,7 +44,7 @@ impl Listeners {
                 // bind: that must not share a port with anybody.
                 SockRef::from(listener).set_reuse_address(true)?;
             }
-            for application in listeners[..2].iter().flatten() {
+            for application in listeners[..2].iter().chain(&listeners[4..]).flatten() {
                 reset_on_close(application)?;
                 SockRef::from(application).set_tcp_nodelay(true)?;
             }
@@ -61,11 +64,15 @@ impl Listeners {
         Ok(ports)
     }
 
-    /// Puts the listeners in their places, from where `sk_lookup` takes them.
+    /// Puts the listeners in their places, from where `sk_lookup` takes them. What they accept is known for the agent's,
+    /// from the moment on when it exists.
     pub(super) fn publish(&self, tables: &Tables, slot: u32) -> Result<(), Error> {
         for (which, listener) in (0..).zip(&self.0) {
             match listener {
-                Some(listener) => tables.set_listener(slot, which, listener)?,
+                Some(listener) => {
+                    tables.mark(listener, &agent_mark())?;
+                    tables.set_listener(slot, which, listener)?;
+                }
                 None => tables.clear_listener(slot, which)?,
             }
         }

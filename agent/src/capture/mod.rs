@@ -12,6 +12,7 @@
 //!
 //! The kernel's part is `agent-ebpf`; how the two fit together is told in docs/architecture.md.
 
+mod bypass;
 mod cgroup;
 mod cleanup;
 mod dial;
@@ -19,10 +20,14 @@ mod error;
 mod listen;
 mod lock;
 mod netns;
+mod node;
 mod pins;
+mod plaintext;
 mod pod;
 mod programs;
+mod refusals;
 mod slots;
+mod sock_diag;
 mod socket;
 mod stats;
 mod sys;
@@ -30,6 +35,7 @@ mod tables;
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -37,14 +43,16 @@ use std::{
 
 use ipnet::IpNet;
 
+pub use bypass::Bypass;
 pub use dial::Dialler;
 pub use error::Error;
 pub use netns::NetNs;
 pub use pod::PodCapture;
+pub use refusals::{Refusal, Refusals};
 pub use socket::{end_cleanly, is_delivered, reset_on_close};
 pub use stats::Stats;
 
-use crate::mesh::Destination;
+use crate::mesh::{Destination, Plaintext};
 use {lock::Lock, pins::Pins, slots::Slots, tables::Tables};
 
 /// What capture needs to know of the node.
@@ -70,6 +78,7 @@ pub struct Capture {
     slots: Slots,
     /// The network namespace of the agent itself, which is never enrolled.
     host: NetNs,
+    cgroup: cgroup::Root,
     /// Held as long as the agent lives: one writer.
     _lock: Lock,
 }
@@ -87,11 +96,13 @@ impl Capture {
         // First: it checks the node's name, of which the lock's path is made too.
         let pins = Pins::create(&config.bpffs, &config.node)?;
         let lock = Lock::acquire(&config.node)?;
-        let tables = programs::load(&pins, &cgroup::root()?)?;
+        let (cgroup, host) = (cgroup::Root::open()?, NetNs::current()?);
+        let tables = programs::load(&pins, cgroup.directory(), &host)?;
+        tables.node().set_cgroups(&cgroup.pods())?;
         tables.set_ranges(&config.pod_ranges)?;
         let slots = Slots::adopt(&tables)?;
         pins.remove_pod_links_except(&slots.netns())?;
-        Ok(Self { pins, tables: Arc::new(tables), slots, host: NetNs::current()?, _lock: lock })
+        Ok(Self { pins, tables: Arc::new(tables), slots, host, cgroup, _lock: lock })
     }
 
     /// Makes the kernel treat exactly these destinations as told; what is new is added before what is old goes.
@@ -102,21 +113,45 @@ impl Capture {
         self.tables.set_destinations(want)
     }
 
-    /// Enrolls the pod of a network namespace: listeners, the `sk_lookup` link, and last the entry that starts capture.
+    /// Enrolls the pod of a network namespace: listeners, what happens to plaintext, the `sk_lookup` link, and last the
+    /// entry that starts capture.
     ///
     /// A namespace that an earlier agent enrolled keeps its slot, and what is established there goes on. The programs
     /// of the pod are replaced without a gap.
     ///
     /// # Errors
     /// Where the namespace is the node's own, does not hold the addresses, is enrolled already, or there is no slot.
-    pub fn enroll(self: &Arc<Self>, netns: NetNs, addresses: &[IpAddr]) -> Result<PodCapture, Error> {
+    pub fn enroll(
+        self: &Arc<Self>,
+        netns: NetNs,
+        addresses: &[IpAddr],
+        plaintext: &Plaintext,
+    ) -> Result<PodCapture, Error> {
         if netns.cookie() == self.host.cookie() {
             return Err(Error::refused(
                 &netns,
                 "it is the node's own; pods with hostNetwork cannot be enrolled",
             ));
         }
-        PodCapture::enroll(Arc::clone(self), netns, addresses)
+        PodCapture::enroll(Arc::clone(self), netns, addresses, plaintext)
+    }
+
+    /// Looks again for the cgroups that the kubelet keeps pods in: it may have made them since. What runs in them shares
+    /// the node's network and is not the node.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn find_pod_cgroups(&self) -> Result<(), Error> {
+        self.tables.node().set_cgroups(&self.cgroup.pods())
+    }
+
+    /// Returns the plaintext that the kernel refuses, of all pods. There is one reader: it can be had once.
+    ///
+    /// # Errors
+    /// Where it has been had already, or there is no runtime to wait on.
+    pub fn refusals(self: &Arc<Self>) -> io::Result<Refusals> {
+        let taken = || io::Error::other("the refusals have a reader already");
+        Refusals::new(self.tables.take_refusals().ok_or_else(taken)?)
     }
 
     /// Forgets the pods that an earlier agent enrolled and nobody wants any more, and pins of another layout.

@@ -10,10 +10,10 @@ use std::{
     },
 };
 
-use agent_ebpf::{Address, MAX_ADDRESSES, Pod, kind, listener};
+use agent_ebpf::{Address, MAX_ADDRESSES, Pod, Rules, kind, listener};
 
-use super::{Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
-use crate::mesh::OrigDst;
+use super::{Bypass, Capture, Dialler, Error, NetNs, Stats, bypass, listen::Listeners, pins, programs};
+use crate::mesh::{OrigDst, Plaintext};
 
 /// One enrolled pod: its listeners and the way into its namespace.
 ///
@@ -30,10 +30,15 @@ pub struct PodCapture {
 }
 
 impl PodCapture {
-    pub(super) fn enroll(capture: Arc<Capture>, netns: NetNs, addresses: &[IpAddr]) -> Result<Self, Error> {
+    pub(super) fn enroll(
+        capture: Arc<Capture>,
+        netns: NetNs,
+        addresses: &[IpAddr],
+        plaintext: &Plaintext,
+    ) -> Result<Self, Error> {
         let entry = describe(&netns, addresses)?;
         let slot = capture.slots.take(netns.cookie()).map_err(|why| Error::refused(&netns, why))?;
-        match start(&capture, &netns, slot, entry, addresses) {
+        match start(&capture, &netns, slot, entry, addresses, plaintext) {
             Ok(listeners) => Ok(Self { capture, netns, slot, listeners, released: AtomicBool::new(false) }),
             Err(error) => {
                 // What an earlier agent left stays for the next attempt, and so does what this one made of it.
@@ -65,6 +70,50 @@ impl PodCapture {
         self.listeners.duplicate([listener::HBONE4, listener::HBONE6])
     }
 
+    /// Returns non-blocking listeners for plaintext from outside that policy has to look at, as
+    /// [`Self::outbound_listeners`] does. What they accept has the real client as its peer and the address that was asked
+    /// for as its own; its close is a reset until [`end_cleanly`](super::end_cleanly) says otherwise.
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn plaintext_listeners(&self) -> io::Result<Vec<TcpListener>> {
+        self.listeners.duplicate([listener::PLAIN4, listener::PLAIN6])
+    }
+
+    /// Changes what happens to new plaintext connections from outside. In no moment does one pass that neither the old
+    /// nor the new rules let pass.
+    ///
+    /// # Errors
+    /// Where there is no room for the exceptions, or the kernel refuses; the agent then gets to look at all of the pod's
+    /// plaintext.
+    pub fn set_plaintext(&self, want: &Plaintext) -> Result<(), Error> {
+        self.capture.tables.set_plaintext(self.slot, self.netns.cookie(), want)
+    }
+
+    /// Returns the connections from outside to the pod's applications that the agent does not carry: not its own, nor
+    /// those of the node's own processes. A connection whose listener has been closed since cannot be told from one that
+    /// the pod made itself, and is not among them.
+    ///
+    /// Takes some microseconds for each socket of the pod, on the thread that calls.
+    ///
+    /// # Errors
+    /// Where the kernel refuses to tell.
+    pub fn bypassing(&self) -> io::Result<Vec<Bypass>> {
+        let pod = self.capture.tables.read_pod(self.slot).map_err(io::Error::other)?;
+        if pod.netns != self.netns.cookie() {
+            return Ok(Vec::new()); // un-enrolled
+        }
+        bypass::find(&self.capture, &self.netns, &pod)
+    }
+
+    /// Ends a connection: the application gets ECONNABORTED, and the peer a reset. That it has ended already is no error.
+    ///
+    /// # Errors
+    /// `Unsupported` where the kernel has been built without CONFIG_INET_DIAG_DESTROY; where it refuses otherwise.
+    pub fn destroy(&self, bypass: &Bypass) -> io::Result<()> {
+        bypass::destroy(&self.netns, bypass)
+    }
+
     /// Takes the original destination of a connection that an outbound listener accepted; it can be taken once.
     ///
     /// The kernel keeps it with the accepted socket itself, so that it can never be that of an earlier or later
@@ -91,8 +140,14 @@ impl PodCapture {
     /// Where the namespace does not hold the addresses, or the kernel refuses.
     pub fn set_addresses(&self, addresses: &[IpAddr]) -> Result<(), Error> {
         let entry = describe(&self.netns, addresses)?;
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { ports: now.ports, captures: now.captures, ..entry })
+        let tables = &self.capture.tables;
+        tables.update_pod(self.slot, self.netns.cookie(), |now| Pod {
+            addresses: entry.addresses,
+            redirect4: entry.redirect4,
+            redirect6: entry.redirect6,
+            ..now
+        })?;
+        tables.node().set_addresses(self.netns.cookie(), addresses)
     }
 
     /// The first step of un-enrolment: the pod's new connections are let alone from now on. What comes to its HBONE
@@ -101,8 +156,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn stop_capture(&self) -> Result<(), Error> {
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { captures: 0, ..now })
+        self.capture.tables.update_pod(self.slot, self.netns.cookie(), |now| Pod { captures: 0, ..now })
     }
 
     /// Takes [`Self::stop_capture`] back: the pod is wanted again.
@@ -110,8 +164,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn resume_capture(&self) -> Result<(), Error> {
-        let now = self.capture.tables.read_pod(self.slot)?;
-        self.capture.tables.write_pod(self.slot, &Pod { captures: 1, ..now })
+        self.capture.tables.update_pod(self.slot, self.netns.cookie(), |now| Pod { captures: 1, ..now })
     }
 
     /// The second step of un-enrolment: takes the pod's entries, programs and slot away. What is established lives on.
@@ -173,13 +226,23 @@ fn start(
     slot: u32,
     entry: Pod,
     addresses: &[IpAddr],
+    plaintext: &Plaintext,
 ) -> Result<Listeners, Error> {
     let tables = &capture.tables;
     let listeners = Listeners::bind(netns, addresses)?;
     let ports = listeners.ports().map_err(Error::netns(netns))?;
-    tables.write_pod(slot, &Pod { ports, captures: 1, ..entry })?;
+    // A pod that is taken over goes from its old rules to the new ones; one that is new begins with the strictest, before
+    // its program is there.
+    let now = tables.read_pod(slot)?;
+    let rules = if now.netns == entry.netns { now.rules } else { Rules::default() };
+    tables.write_pod(slot, &Pod { ports, captures: 1, rules, ..entry })?;
+    if let Err(error) = tables.set_plaintext(slot, netns.cookie(), plaintext) {
+        // Not enrolled it would get all plaintext unseen; now the agent looks at all of it.
+        tracing::warn!(%netns, %error, "the kernel cannot sort the pod's plaintext");
+    }
+    tables.node().set_addresses(netns.cookie(), addresses)?;
     listeners.publish(tables, slot)?;
-    programs::attach_pod(&capture.pins, tables, netns, slot)?;
+    programs::attach_pod(&capture.pins, tables, &capture.host, netns, slot)?;
     tables.admit(netns.cookie(), slot)?;
     Ok(listeners)
 }

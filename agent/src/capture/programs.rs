@@ -37,8 +37,8 @@ const POD_PROGRAM: &str = "culvert_lookup";
 
 /// Loads the programs of the node and attaches them to the cgroup root, or puts them in the place of those that an
 /// earlier agent attached.
-pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
-    let mut ebpf = object(pins, u32::MAX, 0)?;
+pub(super) fn load(pins: &Pins, cgroup: &File, host: &NetNs) -> Result<Tables, Error> {
+    let mut ebpf = object(pins, Place { slot: u32::MAX, netns: 0, host: host.cookie() })?;
     for name in NODE_PROGRAMS {
         let program = ebpf.program_mut(name).expect("build.rs has built this program");
         load_one(program).map_err(Error::program(name))?;
@@ -50,8 +50,14 @@ pub(super) fn load(pins: &Pins, cgroup: &File) -> Result<Tables, Error> {
 
 /// Loads a copy of the pod program for one slot, with a map of handshakes for both it and the node's programs, and
 /// attaches it to the pod's namespace, or puts it in the place of the one that an earlier agent attached.
-pub(super) fn attach_pod(pins: &Pins, tables: &Tables, netns: &NetNs, slot: u32) -> Result<(), Error> {
-    let mut ebpf = object(pins, slot, netns.cookie())?;
+pub(super) fn attach_pod(
+    pins: &Pins,
+    tables: &Tables,
+    host: &NetNs,
+    netns: &NetNs,
+    slot: u32,
+) -> Result<(), Error> {
+    let mut ebpf = object(pins, Place { slot, netns: netns.cookie(), host: host.cookie() })?;
     let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
     load_one(program).map_err(Error::program(POD_PROGRAM))?;
     tables.set_handshakes(netns.cookie(), &tables::take(&mut ebpf, maps::OWN_HANDSHAKES)?)?;
@@ -60,8 +66,18 @@ pub(super) fn attach_pod(pins: &Pins, tables: &Tables, netns: &NetNs, slot: u32)
         .map_err(Error::program(POD_PROGRAM))
 }
 
+/// Where a copy of the programs runs.
+struct Place {
+    /// The pod's slot.
+    slot: u32,
+    /// The pod's network namespace.
+    netns: u64,
+    /// The network namespace of the node itself.
+    host: u64,
+}
+
 /// Parses the object and makes its maps, or opens those that are pinned.
-fn object(pins: &Pins, slot: u32, netns: u64) -> Result<Ebpf, Error> {
+fn object(pins: &Pins, Place { slot, netns, host }: Place) -> Result<Ebpf, Error> {
     let supported =
         |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
@@ -70,6 +86,7 @@ fn object(pins: &Pins, slot: u32, netns: u64) -> Result<Ebpf, Error> {
     loader
         .override_global("SLOT", &slot, true)
         .override_global("NETNS", &netns, true)
+        .override_global("HOST", &host, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP_SOCK", &mptcp_sock, true);
     for name in maps::ALL {

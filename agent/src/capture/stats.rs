@@ -27,6 +27,16 @@ pub struct Stats {
     pub refused_no_agent: u64,
     /// Refused: straight to a listener of the agent.
     pub refused_direct: u64,
+    /// Plaintext from outside that policy has to look at: packets that opened a connection to a plaintext listener.
+    pub inspected: u64,
+    /// Refused: plaintext that no policy permits.
+    pub refused_plaintext: u64,
+    /// Refusals of plaintext of which nobody was told: they came too fast.
+    pub refusals_lost: u64,
+    /// Connections of the node's own processes that no policy was asked about.
+    pub node: u64,
+    /// Connections of the node's own processes that could not be told from others: too many at once, or no memory.
+    pub node_overload: u64,
     /// Handshakes of captured connections and of the agent's own that are under way.
     pub handshakes: usize,
     /// Enrolled pods.
@@ -37,7 +47,7 @@ pub struct Stats {
 
 impl Stats {
     /// Returns what is counted, each with its name as a metric and what it means.
-    pub fn counters(&self) -> [(&'static str, &'static str, u64); 9] {
+    pub fn counters(&self) -> [(&'static str, &'static str, u64); 14] {
         [
             ("culvert_capture_connections", "Connections redirected to the agent", self.captured),
             ("culvert_capture_hbone", "Packets that opened a connection to an HBONE listener", self.hbone),
@@ -76,6 +86,31 @@ impl Stats {
                 "Refused in the kernel: straight to a listener of the agent",
                 self.refused_direct,
             ),
+            (
+                "culvert_capture_inspected",
+                "Packets that opened a plaintext connection for policy to look at",
+                self.inspected,
+            ),
+            (
+                "culvert_capture_refused_plaintext",
+                "Refused in the kernel: plaintext that no policy permits",
+                self.refused_plaintext,
+            ),
+            (
+                "culvert_capture_refusals_lost",
+                "Refusals of plaintext that are counted and not logged: they came too fast",
+                self.refusals_lost,
+            ),
+            (
+                "culvert_capture_node",
+                "Connections of the node's own processes that no policy was asked about",
+                self.node,
+            ),
+            (
+                "culvert_capture_node_overload",
+                "Connections of the node's own processes that were not noted, and are treated as anybody's",
+                self.node_overload,
+            ),
         ]
     }
 
@@ -90,6 +125,11 @@ impl Stats {
             refused_unknown: tables.counter(counter::REFUSED_UNKNOWN)?,
             refused_no_agent: tables.counter(counter::REFUSED_NO_AGENT)?,
             refused_direct: tables.counter(counter::REFUSED_DIRECT)?,
+            inspected: tables.counter(counter::INSPECTED)?,
+            refused_plaintext: tables.counter(counter::REFUSED_PLAINTEXT)?,
+            refusals_lost: tables.counter(counter::LOST)?,
+            node: tables.counter(counter::NODE)?,
+            node_overload: tables.counter(counter::NODE_OVERLOAD)?,
             pods: pods.len(),
             handshakes: pods.into_iter().map(|netns| tables.handshakes(netns)).sum::<Result<_, _>>()?,
             destinations: tables.destinations(),

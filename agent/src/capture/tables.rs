@@ -15,14 +15,14 @@ use agent_ebpf::{
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap as BpfHashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage,
-        SockMap, lpm_trie::Key,
+        Array, HashMap as BpfHashMap, HashOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+        SkStorage, SockMap, lpm_trie::Key,
     },
 };
 use ipnet::IpNet;
 
-use super::Error;
-use crate::mesh::Destination;
+use super::{Error, node::Node, plaintext::Ports};
+use crate::mesh::{Destination, Plaintext};
 
 /// A pod's own map of handshakes.
 pub(super) type Handshakes = BpfHashMap<MapData, Tuple, Handshake>;
@@ -37,6 +37,9 @@ pub(super) struct Tables {
     names: Mutex<BpfHashMap<MapData, Tuple, Name>>,
     sockets: Mutex<SkStorage<MapData, Socket>>,
     listeners: Mutex<SockMap<MapData>>,
+    plaintext: Mutex<Ports>,
+    node: Mutex<Node>,
+    refusals: Mutex<Option<RingBuf<MapData>>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -60,6 +63,13 @@ impl Tables {
             names: Mutex::new(take(ebpf, maps::NAMES)?),
             sockets: Mutex::new(take(ebpf, maps::SOCKETS)?),
             listeners: Mutex::new(take(ebpf, maps::LISTENERS)?),
+            plaintext: Mutex::new(Ports::adopt(take(ebpf, maps::PLAINTEXT)?)?),
+            node: Mutex::new(Node::adopt(
+                take(ebpf, maps::LOCAL)?,
+                take(ebpf, maps::KUBEPODS)?,
+                take(ebpf, maps::NODE)?,
+            )?),
+            refusals: Mutex::new(Some(take(ebpf, maps::REFUSALS)?)),
             counters: take(ebpf, maps::COUNTERS)?,
         })
     }
@@ -137,6 +147,41 @@ impl Tables {
         lock(&self.table).get(&slot, 0).map_err(Error::map(maps::TABLE))
     }
 
+    /// Changes a part of what the programs know of a pod; nothing where the slot is another's by now.
+    pub(super) fn update_pod(
+        &self,
+        slot: u32,
+        netns: u64,
+        change: impl FnOnce(Pod) -> Pod,
+    ) -> Result<(), Error> {
+        let mut table = lock(&self.table);
+        let now = table.get(&slot, 0).map_err(Error::map(maps::TABLE))?;
+        if now.netns != netns {
+            return Ok(());
+        }
+        table.set(slot, change(now), 0).map_err(Error::map(maps::TABLE))
+    }
+
+    /// Makes a pod's rules for plaintext what is wanted ([`Ports::change`]).
+    pub(super) fn set_plaintext(&self, slot: u32, netns: u64, want: &Plaintext) -> Result<(), Error> {
+        let mut ports = lock(&self.plaintext);
+        let now = self.read_pod(slot)?;
+        if now.netns != netns {
+            return Ok(());
+        }
+        ports.change(netns, now.rules, want, |rules| self.update_pod(slot, netns, |now| Pod { rules, ..now }))
+    }
+
+    /// Returns the maps of the node's own connections.
+    pub(super) fn node(&self) -> MutexGuard<'_, Node> {
+        lock(&self.node)
+    }
+
+    /// Takes the ring buffer of refusals; none where it has been taken.
+    pub(super) fn take_refusals(&self) -> Option<RingBuf<MapData>> {
+        lock(&self.refusals).take()
+    }
+
     /// Starts capture: the namespace's connects are looked at from now on.
     pub(super) fn admit(&self, netns: u64, slot: u32) -> Result<(), Error> {
         debug_assert!(slot < MAX_PODS);
@@ -154,6 +199,8 @@ impl Tables {
         for which in 0..listener::COUNT {
             self.clear_listener(slot, which)?;
         }
+        lock(&self.plaintext).forget(netns)?;
+        self.node().set_addresses(netns, &[])?;
         absent_is_fine(lock(&self.handshakes).remove(&netns)).map_err(Error::map(maps::HANDSHAKES))?;
         let mut names = lock(&self.names);
         let theirs: Vec<Tuple> = names.keys().flatten().filter(|tuple| tuple.netns == netns).collect();
@@ -255,7 +302,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+/// That there is nothing to remove is no error.
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

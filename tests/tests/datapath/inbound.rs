@@ -5,7 +5,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
 };
 
-use culvert::capture::{Dialler, PodCapture, end_cleanly};
+use culvert::{
+    capture::{Dialler, PodCapture, end_cleanly},
+    mesh::Plaintext,
+};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
@@ -232,7 +235,7 @@ fn the_agent_reaches_the_pods_own_ports() {
 #[test]
 fn hbone_to_an_address_that_is_not_the_pods_is_the_applications() {
     let world = World::new();
-    let _pod = world.capture().enroll(world.pod.open(), &[ip(POD6)]).expect("enrolling");
+    let _pod = world.capture().enroll(world.pod.open(), &[ip(POD6)], &Plaintext::pass()).expect("enrolling");
     let server = world.pod.run(|| listen("0.0.0.0:15008"));
     let stream = world.out.run(|| TcpStream::connect(at(POD4, 15008)).expect("connecting from outside"));
     let (_, from) = server.accept().expect("accepting");

@@ -9,7 +9,7 @@ use std::{
 
 use culvert::{
     capture::{Capture, Error, NetNs},
-    mesh::NetnsRef,
+    mesh::{NetnsRef, Plaintext},
 };
 
 use crate::{
@@ -58,14 +58,18 @@ fn a_node_has_one_agent() {
 #[test]
 fn only_the_pods_namespace_is_enrolled() {
     let world = World::new();
-    let enroll = |netns: NetNs, address: &str| world.capture().enroll(netns, &[ip(address)]);
+    let enroll =
+        |netns: NetNs, address: &str| world.capture().enroll(netns, &[ip(address)], &Plaintext::pass());
     let error = enroll(world.out.open(), POD4).expect_err("another namespace was enrolled");
     assert!(error.to_string().contains(POD4), "{error}");
     let own = NetNs::open(&NetnsRef::Pid(std::process::id())).expect("opening a namespace by a process");
     enroll(own, "127.0.0.1").expect_err("the node itself was enrolled");
     NetNs::open(&NetnsRef::Path("/proc/self/ns/mnt".into())).expect_err("a mount namespace was opened");
     NetNs::open(&NetnsRef::Path("/nowhere".into())).expect_err("nothing was opened");
-    world.capture().enroll(world.pod.open(), &[]).expect_err("a pod without addresses was enrolled");
+    world
+        .capture()
+        .enroll(world.pod.open(), &[], &Plaintext::pass())
+        .expect_err("a pod without addresses was enrolled");
     let pod = enroll(world.pod.open(), POD4).expect("enrolling");
     enroll(world.pod.open(), POD4).expect_err("a pod was enrolled twice");
     assert_eq!(pod.outbound_listeners().expect("listeners").len(), 1);
@@ -78,7 +82,7 @@ fn only_the_pods_namespace_is_enrolled() {
 #[test]
 fn a_family_that_the_pod_has_not_is_unreachable() {
     let world = World::new();
-    let pod = world.capture().enroll(world.pod.open(), &[ip(POD4)]).expect("enrolling");
+    let pod = world.capture().enroll(world.pod.open(), &[ip(POD4)], &Plaintext::pass()).expect("enrolling");
     let error = world
         .pod
         .run(|| TcpStream::connect(addr(crate::world::MESH6)).expect_err("an address out of nowhere"));
@@ -156,7 +160,8 @@ fn a_pod_that_has_gone_leaves_nothing() {
         let net = Net::new();
         let elsewhere = Net::new();
         net.join(&elsewhere, &[ip("10.78.0.2")], &[ip("10.78.0.1")]);
-        let pod = world.capture().enroll(net.open(), &[ip("10.78.0.2")]).expect("enrolling");
+        let pod =
+            world.capture().enroll(net.open(), &[ip("10.78.0.2")], &Plaintext::pass()).expect("enrolling");
         pod.netns().cookie()
     };
     assert_eq!(world.stats().pods, 1);

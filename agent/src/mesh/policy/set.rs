@@ -57,6 +57,18 @@ impl PolicySet {
         self.authorized.of(workload).into_iter().map(|at| &*self.authorization[at as usize]).collect()
     }
 
+    /// Returns the PeerAuthentications, without those of which an older one takes the place.
+    pub fn authentication(&self) -> &[Arc<PeerAuthentication>] {
+        &self.authentication
+    }
+
+    /// Returns the PeerAuthentications that a pod's modes come from: the port levels' and the workload's first, then the
+    /// namespace's, then the mesh's.
+    pub fn authenticating(&self, workload: &Workload) -> impl Iterator<Item = &PeerAuthentication> {
+        let Levels { workload, namespace, mesh } = self.levels(workload);
+        [workload, namespace, mesh].into_iter().flatten()
+    }
+
     /// Decides on a connection to an enrolled pod.
     pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
         let view = View::of(connection);

@@ -1,7 +1,10 @@
 //! Policies as users write them, and what follows for connections: each test holds to a sentence of docs/policy.md.
 
 mod actions;
+mod arbitrary;
+mod naive;
 mod nearest;
+mod properties;
 
 use std::net::SocketAddr;
 
