@@ -178,7 +178,10 @@ impl Reader<'_> {
         read.map_err(|invalid| {
             let path = invalid.path.under(&path);
             let line = self.source.line(self.document, &path);
-            let message = Invalid { path, ..invalid }.to_string();
+            let message = match path == FieldPath::default() {
+                true => invalid.message,
+                false => Invalid { path, ..invalid }.to_string(),
+            };
             self.problems.push(self.source.problem(Some(line), message));
         })
         .ok()
