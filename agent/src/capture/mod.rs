@@ -27,6 +27,7 @@ mod pod;
 mod programs;
 mod refusals;
 mod slots;
+mod sock_diag;
 mod socket;
 mod stats;
 mod sys;

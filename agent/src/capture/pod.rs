@@ -12,7 +12,7 @@ use std::{
 
 use agent_ebpf::{Address, MAX_ADDRESSES, Pod, Rules, kind, listener};
 
-use super::{Bypass, Capture, Dialler, Error, NetNs, Stats, listen::Listeners, pins, programs};
+use super::{Bypass, Capture, Dialler, Error, NetNs, Stats, bypass, listen::Listeners, pins, programs};
 use crate::mesh::{OrigDst, Plaintext};
 
 /// One enrolled pod: its listeners and the way into its namespace.
@@ -87,24 +87,31 @@ impl PodCapture {
     /// Where there is no room for the exceptions, or the kernel refuses; the agent then gets to look at all of the pod's
     /// plaintext.
     pub fn set_plaintext(&self, want: &Plaintext) -> Result<(), Error> {
-        self.capture.tables.set_plaintext(self.slot, want)
+        self.capture.tables.set_plaintext(self.slot, self.netns.cookie(), want)
     }
 
     /// Returns the connections from outside to the pod's applications that the agent does not carry: not its own, nor
-    /// those of the node's own processes.
+    /// those of the node's own processes. A connection whose listener has been closed since cannot be told from one that
+    /// the pod made itself, and is not among them.
+    ///
+    /// Takes some microseconds for each socket of the pod, on the thread that calls.
     ///
     /// # Errors
     /// Where the kernel refuses to tell.
     pub fn bypassing(&self) -> io::Result<Vec<Bypass>> {
-        Ok(Vec::new())
+        let pod = self.capture.tables.read_pod(self.slot).map_err(io::Error::other)?;
+        if pod.netns != self.netns.cookie() {
+            return Ok(Vec::new()); // un-enrolled
+        }
+        bypass::find(&self.capture, &self.netns, &pod)
     }
 
     /// Ends a connection: the application gets ECONNABORTED, and the peer a reset. That it has ended already is no error.
     ///
     /// # Errors
     /// `Unsupported` where the kernel has been built without CONFIG_INET_DIAG_DESTROY; where it refuses otherwise.
-    pub fn destroy(&self, _bypass: &Bypass) -> io::Result<()> {
-        Ok(())
+    pub fn destroy(&self, bypass: &Bypass) -> io::Result<()> {
+        bypass::destroy(&self.netns, bypass)
     }
 
     /// Takes the original destination of a connection that an outbound listener accepted; it can be taken once.
@@ -134,7 +141,7 @@ impl PodCapture {
     pub fn set_addresses(&self, addresses: &[IpAddr]) -> Result<(), Error> {
         let entry = describe(&self.netns, addresses)?;
         let tables = &self.capture.tables;
-        tables.update_pod(self.slot, |now| Pod {
+        tables.update_pod(self.slot, self.netns.cookie(), |now| Pod {
             addresses: entry.addresses,
             redirect4: entry.redirect4,
             redirect6: entry.redirect6,
@@ -149,7 +156,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn stop_capture(&self) -> Result<(), Error> {
-        self.capture.tables.update_pod(self.slot, |now| Pod { captures: 0, ..now })
+        self.capture.tables.update_pod(self.slot, self.netns.cookie(), |now| Pod { captures: 0, ..now })
     }
 
     /// Takes [`Self::stop_capture`] back: the pod is wanted again.
@@ -157,7 +164,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn resume_capture(&self) -> Result<(), Error> {
-        self.capture.tables.update_pod(self.slot, |now| Pod { captures: 1, ..now })
+        self.capture.tables.update_pod(self.slot, self.netns.cookie(), |now| Pod { captures: 1, ..now })
     }
 
     /// The second step of un-enrolment: takes the pod's entries, programs and slot away. What is established lives on.
@@ -229,7 +236,7 @@ fn start(
     let now = tables.read_pod(slot)?;
     let rules = if now.netns == entry.netns { now.rules } else { Rules::default() };
     tables.write_pod(slot, &Pod { ports, captures: 1, rules, ..entry })?;
-    if let Err(error) = tables.set_plaintext(slot, plaintext) {
+    if let Err(error) = tables.set_plaintext(slot, netns.cookie(), plaintext) {
         // Not enrolled it would get all plaintext unseen; now the agent looks at all of it.
         tracing::warn!(%netns, %error, "the kernel cannot sort the pod's plaintext");
     }

@@ -147,18 +147,29 @@ impl Tables {
         lock(&self.table).get(&slot, 0).map_err(Error::map(maps::TABLE))
     }
 
-    /// Changes a part of what the programs know of a pod.
-    pub(super) fn update_pod(&self, slot: u32, change: impl FnOnce(Pod) -> Pod) -> Result<(), Error> {
+    /// Changes a part of what the programs know of a pod; nothing where the slot is another's by now.
+    pub(super) fn update_pod(
+        &self,
+        slot: u32,
+        netns: u64,
+        change: impl FnOnce(Pod) -> Pod,
+    ) -> Result<(), Error> {
         let mut table = lock(&self.table);
         let now = table.get(&slot, 0).map_err(Error::map(maps::TABLE))?;
+        if now.netns != netns {
+            return Ok(());
+        }
         table.set(slot, change(now), 0).map_err(Error::map(maps::TABLE))
     }
 
     /// Makes a pod's rules for plaintext what is wanted ([`Ports::change`]).
-    pub(super) fn set_plaintext(&self, slot: u32, want: &Plaintext) -> Result<(), Error> {
+    pub(super) fn set_plaintext(&self, slot: u32, netns: u64, want: &Plaintext) -> Result<(), Error> {
         let mut ports = lock(&self.plaintext);
-        let Pod { netns, rules, .. } = self.read_pod(slot)?;
-        ports.change(netns, rules, want, |rules| self.update_pod(slot, |now| Pod { rules, ..now }))
+        let now = self.read_pod(slot)?;
+        if now.netns != netns {
+            return Ok(());
+        }
+        ports.change(netns, now.rules, want, |rules| self.update_pod(slot, netns, |now| Pod { rules, ..now }))
     }
 
     /// Returns the maps of the node's own connections.

@@ -22,7 +22,7 @@ pub struct OrigDst(SocketAddr);
 /// Where a captured connection goes.
 #[derive(Clone, Debug)]
 pub enum Route {
-    /// Straight to the address, in plaintext: what stands there is not in the mesh.
+    /// Straight to the address, in plaintext: what stands there is not in the mesh, or wants plaintext.
     Passthrough {
         /// What to dial.
         target: SocketAddr,
@@ -126,7 +126,7 @@ impl Snapshot {
         let target = orig_dst.address();
         match self.holder(target.ip()) {
             // A pod's address goes before a service's: nobody's `externalIPs` may take a pod's traffic away.
-            Some(Holder::One(position)) => Ok(to_address(target, Some(self.at(position)), None)),
+            Some(Holder::One(position)) => Ok(self.to_address(target, Some(self.at(position)), None)),
             Some(Holder::Conflict(first, second)) => Err(self.conflict(target, first, second)),
             None => self.route_service(source, source_ip, target),
         }
@@ -145,7 +145,7 @@ impl Snapshot {
             owners.iter().find_map(|owner| Some((owner, owner.backends.port(target.port())?)))
         else {
             if owners.iter().all(|owner| owner.external) {
-                return Ok(to_address(target, None, None));
+                return Ok(self.to_address(target, None, None));
             }
             let service = first.backends.service().to_string();
             return Err(RouteError::NoSuchPort { service, port: target.port() });
@@ -156,7 +156,32 @@ impl Snapshot {
             return Err(self.why_no_endpoint(service, target));
         };
         let workload = backend.workload.map(|position| self.at(position));
-        Ok(to_address(backend.address, workload, Some(service)))
+        Ok(self.to_address(backend.address, workload, Some(service)))
+    }
+
+    /// Plaintext also goes to who receives HBONE and wants plaintext nevertheless: its mode at the port is DISABLE.
+    fn to_address(
+        &self,
+        target: SocketAddr,
+        destination: Option<&Arc<Workload>>,
+        service: Option<&Arc<Service>>,
+    ) -> Route {
+        let service = service.cloned();
+        match destination {
+            Some(workload)
+                if workload.receives_hbone
+                    && !self.policies().sends_plaintext(workload, target.port()) =>
+            {
+                Route::Hbone {
+                    peer: SocketAddr::new(target.ip(), HBONE_PORT),
+                    authority: target,
+                    identity: workload.identity.clone(),
+                    destination: Arc::clone(workload),
+                    service,
+                }
+            }
+            _ => Route::Passthrough { target, destination: destination.cloned(), service },
+        }
     }
 
     /// Tells a service all of whose endpoints have an address in dispute from one that has none.
@@ -179,24 +204,6 @@ impl Snapshot {
     fn conflict(&self, address: SocketAddr, first: Position, second: Position) -> RouteError {
         let (first, second) = (self.at(first).to_string(), self.at(second).to_string());
         RouteError::Conflict { address, first, second }
-    }
-}
-
-fn to_address(
-    target: SocketAddr,
-    destination: Option<&Arc<Workload>>,
-    service: Option<&Arc<Service>>,
-) -> Route {
-    let service = service.cloned();
-    match destination {
-        Some(workload) if workload.receives_hbone => Route::Hbone {
-            peer: SocketAddr::new(target.ip(), HBONE_PORT),
-            authority: target,
-            identity: workload.identity.clone(),
-            destination: Arc::clone(workload),
-            service,
-        },
-        _ => Route::Passthrough { target, destination: destination.cloned(), service },
     }
 }
 

@@ -3,12 +3,15 @@
 //! Needs root and nothing else: no `ip` command, no agent. Runs in a VM's initramfs too, and there under emulation: no
 //! check depends on time.
 
+mod bypass;
 mod guard;
 mod inbound;
 mod lifetime;
 mod net;
 mod netlink;
+mod node;
 mod outbound;
+mod plaintext;
 mod raw;
 mod untouched;
 mod world;

@@ -33,16 +33,26 @@ impl Net {
         Self { file: file.join().expect("making a namespace") }
     }
 
+    /// Returns another handle on the same namespace.
+    pub(crate) fn share(&self) -> Self {
+        Self { file: self.file.try_clone().expect("a descriptor") }
+    }
+
     /// Joins two namespaces by a veth pair called eth0.
     pub(crate) fn join(&self, other: &Self, here: &[IpAddr], there: &[IpAddr]) {
-        self.run(|| netlink::veth("eth0", other.file.as_raw_fd()).expect("making a veth pair"));
+        self.join_as("eth0", other, here, there);
+    }
+
+    /// Joins two namespaces by a veth pair.
+    pub(crate) fn join_as(&self, name: &str, other: &Self, here: &[IpAddr], there: &[IpAddr]) {
+        self.run(|| netlink::veth(name, other.file.as_raw_fd()).expect("making a veth pair"));
         for (net, addresses) in [(self, here), (other, there)] {
             net.run(|| {
-                let index = if_nametoindex("eth0").expect("eth0 has just been made");
-                netlink::up(index).expect("bringing eth0 up");
+                let index = if_nametoindex(name).expect("the link has just been made");
+                netlink::up(index).expect("bringing a link up");
                 for address in addresses {
                     let prefix = if address.is_ipv4() { 24 } else { 64 };
-                    netlink::address(index, *address, prefix).expect("giving eth0 an address");
+                    netlink::address(index, *address, prefix).expect("giving a link an address");
                 }
             });
         }

@@ -13,10 +13,14 @@ use std::{
 
 use nix::{
     libc,
-    sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind as nix_bind,
-        connect as nix_connect, sendto, socket,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind as nix_bind,
+            connect as nix_connect, sendto, socket,
+        },
+        wait::{WaitStatus, waitpid},
     },
+    unistd::{ForkResult, fork},
 };
 
 const IPPROTO_MPTCP: libc::c_int = 262;
@@ -42,6 +46,30 @@ pub(crate) fn connect(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
 
 pub(crate) fn bind(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
     Ok(nix_bind(socket.as_fd().as_raw_fd(), &SockaddrStorage::from(to))?)
+}
+
+/// Connects by a process of its own that is in a cgroup.
+pub(crate) fn connect_in_cgroup(cgroup: &Path, socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    let (wait, go) = io::pipe()?;
+    // SAFETY: the child makes nothing but system calls.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let moved = nix::unistd::read(&wait, &mut [0]).map_err(io::Error::from);
+            let connected = moved.and_then(|_| connect(socket, to));
+            let code = connected.err().map_or(0, |error| error.raw_os_error().unwrap_or(255));
+            // SAFETY: takes a number.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => {
+            std::fs::write(cgroup.join("cgroup.procs"), child.to_string())?;
+            nix::unistd::write(&go, &[0])?;
+            match waitpid(child, None)? {
+                WaitStatus::Exited(_, 0) => Ok(()),
+                WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
+                status => panic!("the process in {} ended with {status:?}", cgroup.display()),
+            }
+        }
+    }
 }
 
 /// Dissolves a connection by `connect` to AF_UNSPEC, so that the socket can be used again.

@@ -36,12 +36,23 @@ pub(crate) struct World {
     pub(crate) pod: Net,
     pub(crate) out: Net,
     pub(crate) node: String,
+    /// What is outside the pod is the node itself: the agent runs there.
+    out_is_node: bool,
     capture: Option<Arc<Capture>>,
 }
 
 impl World {
     /// Makes the namespaces, loads the programs, and captures [`MESH4`] and [`MESH6`].
     pub(crate) fn new() -> Self {
+        Self::make(false)
+    }
+
+    /// Makes a world in which the agent runs in the namespace outside the pod.
+    pub(crate) fn with_agent_outside() -> Self {
+        Self::make(true)
+    }
+
+    fn make(out_is_node: bool) -> Self {
         mount_cgroup2();
         let (pod, out) = (Net::new(), Net::new());
         pod.join(&out, &[ip(POD4), ip(POD6)], &[ip(OUT4), ip(OUT6)]);
@@ -53,7 +64,7 @@ impl World {
         wait_for_path(&pod, &[OUT4, OUT6]);
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let node = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut world = Self { pod, out, node, capture: None };
+        let mut world = Self { pod, out, node, out_is_node, capture: None };
         world.start();
         world.capture_all(&[MESH4, MESH6]);
         world
@@ -66,7 +77,8 @@ impl World {
 
     /// Starts the agent with another configuration than the usual.
     pub(crate) fn start_with(&mut self, config: &Config) {
-        let capture = Capture::load(config).expect("this suite needs root: loading the programs");
+        let load = || Capture::load(config).expect("this suite needs root: loading the programs");
+        let capture = if self.out_is_node { self.out.run(load) } else { load() };
         self.capture = Some(Arc::new(capture));
     }
 
@@ -94,11 +106,14 @@ impl World {
         self.capture().stats().expect("reading the counters")
     }
 
-    /// Enrolls the pod.
+    /// Enrolls the pod; nobody looks at its plaintext.
     pub(crate) fn enroll(&self) -> PodCapture {
-        self.capture()
-            .enroll(self.pod.open(), &[ip(POD4), ip(POD6)], &Plaintext::pass())
-            .expect("enrolling the pod")
+        self.enroll_with(&Plaintext::pass())
+    }
+
+    /// Enrolls the pod with rules for plaintext.
+    pub(crate) fn enroll_with(&self, plaintext: &Plaintext) -> PodCapture {
+        self.capture().enroll(self.pod.open(), &[ip(POD4), ip(POD6)], plaintext).expect("enrolling the pod")
     }
 
     /// Enrolls the pod and serves it.

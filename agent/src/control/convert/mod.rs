@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::{FieldPath, Invalid};
 use crate::mesh::{self, TrustDomain};
 
-pub use policy::{PolicyNotice, Severity};
+pub use policy::{PolicyNotice, Severity, Topic};
 
 pub(super) use endpoints::Slice;
 pub(super) use enrollment::{NamespaceLabels, PodLabels};
@@ -148,6 +148,11 @@ impl Record {
             }
         };
         Ok(Self { key, content, notices })
+    }
+
+    /// A namespace whose label enrols its pods.
+    pub(super) fn enrolled_namespace(key: Key) -> Self {
+        Self { key, content: Content::Namespace(NamespaceLabels::enrolled()), notices: Vec::new() }
     }
 
     /// Returns what people must know about it, where it is a policy.

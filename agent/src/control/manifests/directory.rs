@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _},
@@ -212,7 +212,7 @@ impl File {
         let Contents { records, invalid, unused: _ } = contents;
         let mut objects: BTreeMap<Key, Item> = BTreeMap::new();
         let mut problems = Vec::new();
-        for Located { record, line, notice_lines } in records {
+        for Located { record, line, notice_lines, path: _ } in records {
             let key = record.key().clone();
             let notices = record.notices().iter().zip(notice_lines).map(|(notice, line)| {
                 let policy = Some((key.kind, notice.severity));
@@ -235,7 +235,7 @@ impl File {
     }
 }
 
-fn format(name: &OsString) -> Option<Format> {
+pub(super) fn format(name: &OsStr) -> Option<Format> {
     match Path::new(name).extension()?.to_str()? {
         "yaml" | "yml" => Some(Format::Yaml),
         "json" => Some(Format::Json),
@@ -243,7 +243,7 @@ fn format(name: &OsString) -> Option<Format> {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     // Not to wait for the writer of a FIFO.
     let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -257,7 +257,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Fault> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Fault> {
     str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         Fault { line, message: "is not UTF-8".to_owned() }

@@ -34,6 +34,8 @@ pub(super) struct Located {
     pub(super) line: usize,
     /// The line of each of its notices.
     pub(super) notice_lines: Vec<usize>,
+    /// The steps to it from its document's root.
+    pub(super) path: FieldPath,
 }
 
 /// Something wrong in a file, and the line that it stands on, counted from 1.
@@ -51,16 +53,22 @@ pub(super) enum Format {
 }
 
 /// One document of a file.
-struct Document<'a> {
-    text: &'a str,
+pub(super) struct Document<'a> {
+    pub(super) text: &'a str,
     /// The lines before it.
-    offset: usize,
-    format: Format,
+    pub(super) offset: usize,
+    pub(super) format: Format,
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     settings: &'a Settings,
-    contents: Contents,
+    pub(super) contents: Contents,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(settings: &'a Settings) -> Self {
+        Self { settings, contents: Contents::default() }
+    }
 }
 
 /// Reads a file.
@@ -69,8 +77,7 @@ struct Reader<'a> {
 /// Where the text is not well formed, or an object cannot be told from others: then nobody knows what the file means
 /// to leave out, and nothing of it counts. An object that is only invalid is reported in the contents.
 pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Contents, Fault> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { settings, contents: Contents::default() };
+    let mut reader = Reader::new(settings);
     for document in documents(text, format) {
         let value = document.parse()?;
         document.read(value, &FieldPath::default(), &mut reader)?;
@@ -79,7 +86,7 @@ pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Co
 }
 
 impl Document<'_> {
-    fn parse(&self) -> Result<Value, Fault> {
+    pub(super) fn parse(&self) -> Result<Value, Fault> {
         let budget = budget(self.text);
         let tree = Tree::new(&budget);
         match self.format {
@@ -103,7 +110,7 @@ impl Document<'_> {
     }
 
     /// The line of a field, or of what it is missing from.
-    fn line(&self, path: &FieldPath) -> usize {
+    pub(super) fn line(&self, path: &FieldPath) -> usize {
         let locate = Locate(path.segments());
         let line = match self.format {
             Format::Yaml => {
@@ -119,7 +126,12 @@ impl Document<'_> {
     }
 
     /// Reads an object, or each object of a list; `path` leads to it from the document's root.
-    fn read(&self, mut value: Value, path: &FieldPath, reader: &mut Reader<'_>) -> Result<(), Fault> {
+    pub(super) fn read(
+        &self,
+        mut value: Value,
+        path: &FieldPath,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Fault> {
         if value.is_null() {
             return Ok(());
         }
@@ -161,7 +173,8 @@ impl Document<'_> {
             Ok(record) => {
                 let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
                 let notice_lines = record.notices().iter().map(line).collect();
-                reader.contents.records.push(Located { record, line: self.line(path), notice_lines });
+                let (line, path) = (self.line(path), path.clone());
+                reader.contents.records.push(Located { record, line, notice_lines, path });
             }
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
@@ -181,7 +194,8 @@ impl Document<'_> {
 
 /// Splits a file into its documents. A line that begins with `---` or `...` begins or ends one wherever it stands,
 /// also in a block of text (YAML 1.2.2, §9.1.2).
-fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+pub(super) fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
         return vec![Document { text, offset: 0, format }];
     }

@@ -11,7 +11,9 @@
 mod directory;
 mod document;
 mod metrics;
+mod objects;
 mod problem;
+mod source;
 mod tree;
 mod watcher;
 
@@ -34,7 +36,9 @@ use self::{
 use super::{Readiness, Settings, publish::Publisher};
 use crate::mesh::{Snapshot, TrustDomain};
 
+pub use objects::{Objects, Place};
 pub use problem::Problem;
+pub use source::Source;
 
 /// A directory that is being watched, for as long as this lives.
 #[derive(Debug)]

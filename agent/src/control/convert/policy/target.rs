@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{super::Invalid, node::Node, notice::Notices};
+use super::{
+    super::Invalid,
+    node::Node,
+    notice::{Notices, Topic},
+};
 use crate::mesh::{Labels, Target};
 
 /// Reads whom an AuthorizationPolicy of `namespace` is for.
@@ -68,10 +72,10 @@ fn service(
     let is_service = matches!((group, kind), ("" | "core", "Service"));
     if !is_service || !(own.is_empty() || own == namespace) {
         let message = format!("{kind} {name} is no Service of the policy's namespace: it selects nothing");
-        notices.warn(reference.path.clone(), message);
+        notices.warn(Topic::TargetRefs, reference.path.clone(), message);
         return Ok(None);
     }
     let message = format!("there are no waypoints: it selects the pods behind the Service {name}");
-    notices.warn(reference.path.clone(), message);
+    notices.warn(Topic::TargetRefs, reference.path.clone(), message);
     Ok(Some(name.into()))
 }
