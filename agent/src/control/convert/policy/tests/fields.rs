@@ -14,7 +14,7 @@ const ATTEMPTS: [(&str, &str, u16); 6] = [
 
 /// The attempts (counted from 0) that a rule of an ALLOW policy matches.
 fn allowed(rule: Value) -> Vec<usize> {
-    let mut spec = json!({"rules": []});
+    let mut spec = json!({"rules": [null]});
     spec["rules"][0] = rule;
     let world = World::new(&[authorization("shop/a", spec)]);
     assert!(world.notices.iter().all(|notice| notice.severity == Severity::Warning), "{:?}", world.notices);
