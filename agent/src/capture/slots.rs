@@ -33,8 +33,11 @@ struct Slot {
 impl Slots {
     /// Takes over what an earlier agent enrolled.
     pub(super) fn adopt(tables: &Tables) -> Result<Self, Error> {
-        let by_netns: HashMap<_, _> =
-            tables.pods()?.into_iter().map(|(netns, index)| (netns, Slot { index, ours: false, adopted: true })).collect();
+        let by_netns: HashMap<_, _> = tables
+            .pods()?
+            .into_iter()
+            .map(|(netns, index)| (netns, Slot { index, ours: false, adopted: true }))
+            .collect();
         Ok(Self(Mutex::new(State { by_netns, next: 0 })))
     }
 
@@ -97,8 +100,10 @@ mod tests {
     use super::*;
 
     fn slots(enrolled: &[(u64, u32)]) -> Slots {
-        let by_netns =
-            enrolled.iter().map(|(netns, index)| (*netns, Slot { index: *index, ours: false, adopted: true })).collect();
+        let by_netns = enrolled
+            .iter()
+            .map(|(netns, index)| (*netns, Slot { index: *index, ours: false, adopted: true }))
+            .collect();
         Slots(Mutex::new(State { by_netns, next: 0 }))
     }
 
