@@ -29,7 +29,7 @@ impl Rule {
     /// Returns whether it matches every connection, in a policy of an action.
     pub fn is_for_all(&self, action: Action) -> bool {
         self.conditions(action).next().is_none()
-            && [Clause::From, Clause::To].into_iter().all(|clause| self.clause(clause).is_empty())
+            && [Clause::From, Clause::To].into_iter().all(|clause| self.is_open(clause, action))
             && !self.is_inert(action)
     }
 
@@ -51,7 +51,7 @@ impl Rule {
         }
         let entries = |clause| {
             let (own, theirs) = (self.clause(clause), other.clause(clause));
-            own.is_empty()
+            self.is_open(clause, action)
                 || (!theirs.is_empty()
                     && theirs.iter().all(|entry| own.iter().any(|own| own.covers(entry, action))))
         };
@@ -59,6 +59,15 @@ impl Rule {
         entries(Clause::From)
             && entries(Clause::To)
             && self.conditions(action).all(|own| theirs.iter().any(|entry| own.covers(entry, action)))
+    }
+
+    /// Whether `from` or `to` matches every connection.
+    fn is_open(&self, clause: Clause, action: Action) -> bool {
+        let certain = |entry: &Entry| {
+            !entry.fields.is_empty() && entry.fields.iter().all(|field| field.is_certain(action))
+        };
+        let entries = self.clause(clause);
+        entries.is_empty() || entries.iter().any(certain)
     }
 
     /// The conditions that can fail.

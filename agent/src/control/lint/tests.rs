@@ -1,1 +1,0 @@
-//! Each kind of finding, where it is due and where it is not.
