@@ -103,8 +103,7 @@ impl Sources {
         let (svids, proxy) = (self.svids.clone(), self.proxy.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
-            let pods =
-                pods.map(|pod| format!("pod {} is not enrolled: {}", pod.workload(), pod.state));
+            let pods = pods.map(|pod| format!("pod {} is not enrolled: {}", pod.workload(), pod.state));
             let problems = problems.borrow().clone();
             let conflicts = mesh.borrow().conflicts();
             pods.chain(problems.iter().map(ToString::to_string))

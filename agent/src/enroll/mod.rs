@@ -183,7 +183,11 @@ impl Enroller {
     }
 
     /// Lets go of the pods that are no longer wanted.
-    fn remove(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>, present: &HashMap<&Arc<str>, &Arc<Workload>>) {
+    fn remove(
+        &mut self,
+        wanted: &HashMap<Arc<str>, Arc<Workload>>,
+        present: &HashMap<&Arc<str>, &Arc<Workload>>,
+    ) {
         let now = Instant::now();
         let mut ended = Vec::new();
         for (uid, member) in &mut self.pods {
@@ -247,11 +251,12 @@ impl Enroller {
     /// Whether a pod that could not be enrolled waits for its next attempt. A change of its manifest may be the remedy,
     /// and is tried at once.
     fn waits(&self, workload: &Workload) -> bool {
-        !self.pods.contains_key(&workload.uid) && self.failures.get(&workload.uid).is_some_and(|failure| {
-            failure.retry > Instant::now()
-                && failure.netns == workload.netns
-                && failure.addresses == workload.addresses
-        })
+        !self.pods.contains_key(&workload.uid)
+            && self.failures.get(&workload.uid).is_some_and(|failure| {
+                failure.retry > Instant::now()
+                    && failure.netns == workload.netns
+                    && failure.addresses == workload.addresses
+            })
     }
 
     /// Enrols a pod, or keeps one that is enrolled up to date.
@@ -280,7 +285,10 @@ impl Enroller {
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.pods.insert(workload.uid.clone(), Member::new(pod, (netns_at, inode), &workload.addresses, plaintext));
+        self.pods.insert(
+            workload.uid.clone(),
+            Member::new(pod, (netns_at, inode), &workload.addresses, plaintext),
+        );
         Ok(())
     }
 

@@ -169,8 +169,7 @@ impl Snapshot {
         let service = service.cloned();
         match destination {
             Some(workload)
-                if workload.receives_hbone
-                    && !self.policies().sends_plaintext(workload, target.port()) =>
+                if workload.receives_hbone && !self.policies().sends_plaintext(workload, target.port()) =>
             {
                 Route::Hbone {
                     peer: SocketAddr::new(target.ip(), HBONE_PORT),

@@ -49,12 +49,8 @@ async fn carry(
         refused = admission.revoked() => return Err(refused.into()),
     };
     outcome.opened(false);
-    let copied = copy::copy(
-        copy::tcp(stream, Side::Plain),
-        copy::tcp(&far, Side::Local),
-        &outcome.up,
-        &outcome.down,
-    );
+    let copied =
+        copy::copy(copy::tcp(stream, Side::Plain), copy::tcp(&far, Side::Local), &outcome.up, &outcome.down);
     tokio::select! {
         copied = copied => copied?,
         refused = admission.revoked() => return Err(refused.into()),

@@ -63,7 +63,9 @@ impl Verdicts {
         if let Some(policy) = policy {
             self.make_room(policy);
         }
-        self.counts.get_or_create(&Labels::new(policy, if verdict.is_ok() { ALLOW } else { DENY }, mode)).inc();
+        self.counts
+            .get_or_create(&Labels::new(policy, if verdict.is_ok() { ALLOW } else { DENY }, mode))
+            .inc();
     }
 
     fn make_room(&self, policy: &PolicyName) {
@@ -117,11 +119,8 @@ mod tests {
     use crate::mesh::PolicyKind;
 
     fn denied_by(name: &str) -> Decision {
-        let policy = PolicyName {
-            kind: PolicyKind::AuthorizationPolicy,
-            namespace: "shop".into(),
-            name: name.into(),
-        };
+        let policy =
+            PolicyName { kind: PolicyKind::AuthorizationPolicy, namespace: "shop".into(), name: name.into() };
         Decision { verdict: Err(Denial::Denied { policy, rule: Some(0) }), dry_run: None }
     }
 

@@ -15,7 +15,8 @@ fn direct_plaintext_is_cut_when_its_permission_ends_and_another_goes_on() {
     let server = world.server.serve(PORT, tcp::echo).unwrap();
     let mut kept = open(&world.neighbour, world.server.at_v4(PORT));
     let mut probe = world.mesh.node("node-b").connect(world.server.at_v4(PORT)).unwrap();
-    let lost = [open(&world.stranger, world.server.at_v4(PORT)), open(&world.stranger, world.server.at_v6(PORT))];
+    let lost =
+        [open(&world.stranger, world.server.at_v4(PORT)), open(&world.stranger, world.server.at_v6(PORT))];
     let addresses = lost.each_ref().map(|stream| stream.local_addr().unwrap());
     // Control: none of them is the agent's.
     assert_eq!(world.lines_of(&world.stranger).len(), 0);

@@ -68,7 +68,8 @@ fn a_change_of_the_pods_labels_counts_as_one_of_policy() {
 fn what_is_on_trial_cuts_nothing() {
     let world = World::start();
     let _server = world.server.serve(PORT, tcp::echo).unwrap();
-    let mut streams = [open(&world.client, world.server.at(PORT)), open(&world.stranger, world.server.at(PORT))];
+    let mut streams =
+        [open(&world.client, world.server.at(PORT)), open(&world.stranger, world.server.at(PORT))];
     world.apply(&[deny("trial", "[{}]").dry_run()]);
     for stream in &mut streams {
         tcp::ping(stream, "still here").unwrap();

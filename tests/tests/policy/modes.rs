@@ -34,8 +34,10 @@ fn strict_refuses_plaintext_before_the_application_and_lets_mutual_tls_in() {
     for pod in [&world.stranger, &world.neighbour] {
         let refused = eventually(PATIENCE, || {
             let lines = world.lines_of(pod);
-            let refused: Vec<_> =
-                lines.into_iter().filter(|line| line.reason().as_deref() == Some("plaintext_refused")).collect();
+            let refused: Vec<_> = lines
+                .into_iter()
+                .filter(|line| line.reason().as_deref() == Some("plaintext_refused"))
+                .collect();
             (refused.len() == targets.len()).then_some(refused)
         });
         for line in refused {
@@ -103,9 +105,8 @@ fn disable_makes_peers_send_plaintext() {
     assert!(!wire.contains(SECRET));
     assert!(wire.contains(format!("{OPEN}-to-the-pod")));
     assert!(wire.contains(format!("{OPEN}-by-the-service")));
-    let line = eventually(PATIENCE, || {
-        world.a.access_log().into_iter().find(|line| line.source() == Some(source))
-    });
+    let line =
+        eventually(PATIENCE, || world.a.access_log().into_iter().find(|line| line.source() == Some(source)));
     assert_eq!(line.field("security").as_deref(), Some("none"), "{line:?}");
     assert_eq!(line.destination_identity().as_deref(), Some(&*world.server.identity()), "{line:?}");
 }

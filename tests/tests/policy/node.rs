@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Sends a line and prints what comes back; its error is the program's.
-const CLIENT: &str = r#"exec 3<>"/dev/tcp/$0/$1" && echo hello >&3 && read -r -t 30 line <&3 && echo "$line""#;
+const CLIENT: &str =
+    r#"exec 3<>"/dev/tcp/$0/$1" && echo hello >&3 && read -r -t 30 line <&3 && echo "$line""#;
 
 #[test]
 fn probes_reach_a_pod_in_every_mode() {
@@ -88,7 +89,19 @@ fn forward(node: &Node, from: SocketAddr, to: SocketAddr) {
     let port = from.port().to_string();
     let (from, pod, target) = (from.ip().to_string(), to.ip().to_string(), to.to_string());
     let rules: [&[&str]; 2] = [
-        &["PREROUTING", "-p", "tcp", "-d", &from, "--dport", &port, "-j", "DNAT", "--to-destination", &target],
+        &[
+            "PREROUTING",
+            "-p",
+            "tcp",
+            "-d",
+            &from,
+            "--dport",
+            &port,
+            "-j",
+            "DNAT",
+            "--to-destination",
+            &target,
+        ],
         &["POSTROUTING", "-p", "tcp", "-d", &pod, "-j", "SNAT", "--to-source", &from],
     ];
     for rule in rules {

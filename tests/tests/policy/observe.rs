@@ -29,9 +29,8 @@ fn a_denial_names_both_ends_and_what_did_not_match() {
     assert_eq!(world.verdicts("none", "deny", "enforced"), 1.0);
 
     // The other side is told no more than that.
-    let line = eventually(PATIENCE, || {
-        world.a.access_log().into_iter().find(|line| line.is_from(world.other.ip()))
-    });
+    let line =
+        eventually(PATIENCE, || world.a.access_log().into_iter().find(|line| line.is_from(world.other.ip())));
     assert_eq!(line.reason().as_deref(), Some("peer_denied"), "{line:?}");
     let error = line.field("error").unwrap_or_default();
     assert!(error.contains("policy") && !error.contains("shop/clients"), "{error}");

@@ -112,5 +112,6 @@ fn what_cannot_be_read_allows_nobody() {
 
 /// Whether plaintext is refused: by the kernel at once, or by the agent that looked at it.
 fn refused(pod: &Pod, world: &World, port: u16) -> bool {
-    [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset].contains(&refusal(pod, world.server.at_v4(port)))
+    [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset]
+        .contains(&refusal(pod, world.server.at_v4(port)))
 }

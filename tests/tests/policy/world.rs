@@ -127,7 +127,8 @@ pub(crate) fn works(pod: &Pod, target: SocketAddr) -> Result<(), String> {
 /// Connects where it must work, and shows that it does.
 #[track_caller]
 pub(crate) fn open(pod: &Pod, target: SocketAddr) -> TcpStream {
-    let mut stream = pod.connect(target).unwrap_or_else(|error| panic!("{} to {target}: {error}", pod.name()));
+    let mut stream =
+        pod.connect(target).unwrap_or_else(|error| panic!("{} to {target}: {error}", pod.name()));
     tcp::ping(&mut stream, "hello").unwrap_or_else(|error| panic!("{} to {target}: {error}", pod.name()));
     stream
 }
