@@ -65,6 +65,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         bpffs: args.bpffs.clone(),
         pod_ranges: args.pod_ranges.clone(),
     })?);
+    tokio::spawn(capture.clone().follow_pod_cgroups());
     let admin_listener = TcpListener::bind(args.admin)
         .await
         .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;

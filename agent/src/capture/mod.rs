@@ -2,11 +2,12 @@
 //!
 //! Owns everything that touches aya: loading, attaching and pinning programs, the maps, each enrolled pod's listeners
 //! and the way to dial from inside its namespace. Knows nothing of identities, policy or HBONE; what goes where is told
-//! to it ([`Capture::set_destinations`]). Nothing here has a deadline: callers set one.
+//! to it ([`Capture::set_destinations`], [`PodCapture::set_plaintext`]). Nothing here has a deadline: callers set one.
 //!
 //! ```text
 //! Capture::load ──► pins under <bpffs>/culvert/<node>/ ──► Capture::enroll(NetNs) ──► PodCapture
-//!                                                               │ outbound_listeners, hbone_listeners, orig_dst
+//!                                                               │ outbound_listeners, hbone_listeners, plaintext_listeners
+//!                                                               │ orig_dst, set_plaintext, bypassing
 //!                                                               └ Dialler: dial_peer, dial_plain, dial_app
 //! ```
 //!
@@ -39,6 +40,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -54,6 +56,9 @@ pub use stats::Stats;
 
 use crate::mesh::{Destination, Plaintext};
 use {lock::Lock, pins::Pins, slots::Slots, tables::Tables};
+
+/// How often the kubelet's cgroups are looked for: they are made once, when its first pod starts.
+const LOOK_FOR_CGROUPS: Duration = Duration::from_secs(5);
 
 /// What capture needs to know of the node.
 #[derive(Clone, Debug)]
@@ -143,6 +148,20 @@ impl Capture {
     /// Where the kernel refuses.
     pub fn find_pod_cgroups(&self) -> Result<(), Error> {
         self.tables.node().set_cgroups(&self.cgroup.pods())
+    }
+
+    /// Does that from time to time, for as long as the agent lives: until it is noticed, what runs in a cgroup that the
+    /// kubelet has just made counts as the node.
+    pub async fn follow_pod_cgroups(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_CGROUPS).await;
+            let capture = Arc::clone(&self);
+            // Reading directories may wait.
+            let found = tokio::task::spawn_blocking(move || capture.find_pod_cgroups());
+            if let Ok(Err(error)) = found.await {
+                tracing::error!(%error, "the kernel was not told where the node's pods are");
+            }
+        }
     }
 
     /// Returns the plaintext that the kernel refuses, of all pods. There is one reader: it can be had once.

@@ -281,6 +281,10 @@ impl Enroller {
         let capture = self.capture.enroll(netns, &workload.addresses, &plaintext)?;
         let terms = Terms::new(workload, snapshot);
         let pod = Pod::start(&self.context, terms, capture).map_err(EnrollError::Listeners)?;
+        if pod.capture().is_adopted() {
+            // Policy may have changed while no agent ran.
+            pod.sweep();
+        }
         tracing::info!(
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"

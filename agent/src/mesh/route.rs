@@ -231,8 +231,8 @@ mod tests {
 
     use super::*;
     use crate::mesh::{
-        Distribution, Endpoint, EndpointPort, Enrollment, NamedPort, NotEnrolled, PodName, ServicePort,
-        TargetPort, fixtures::*,
+        Distribution, Endpoint, EndpointPort, Enrollment, Labels, Mode, NamedPort, NotEnrolled,
+        PeerAuthentication, PodName, PolicyKind, PolicyName, PolicySet, ServicePort, TargetPort, fixtures::*,
     };
 
     fn client() -> Workload {
@@ -397,6 +397,28 @@ mod tests {
         let local = |endpoints: &[&str]| vec![Service { local_only: true, ..service("10.1.0.1", endpoints) }];
         check(pods(), local(&["10.0.0.1", "10.0.0.2"]), &[("10.1.0.1:80", &[WEB_1])]);
         check(pods(), local(&["10.0.0.2"]), &[("10.1.0.1:80", &["no_endpoint"])]);
+    }
+
+    #[test]
+    fn plaintext_goes_to_a_port_whose_mode_is_disable() {
+        let policy = PeerAuthentication {
+            name: PolicyName {
+                kind: PolicyKind::PeerAuthentication,
+                namespace: "shop".into(),
+                name: "ports".into(),
+            },
+            created: None,
+            selector: Some(Labels::default()),
+            mode: Mode::Strict,
+            ports: [(8080, Mode::Disable)].into(),
+            is_readable: true,
+        };
+        let snapshot = snapshot(vec![pod("web-1", &["10.0.0.1"])], vec![service("10.1.0.1", &["10.0.0.1"])])
+            .with_policies(Arc::new(PolicySet::new(Vec::new(), vec![Arc::new(policy)], "root", &[])));
+        // The service's port 80 leads to 8080.
+        assert_eq!(route(&snapshot, "10.1.0.1:80"), "plain 10.0.0.1:8080 web-1");
+        assert_eq!(route(&snapshot, "10.0.0.1:8080"), "plain 10.0.0.1:8080 web-1");
+        assert_eq!(route(&snapshot, "10.0.0.1:80"), "hbone 10.0.0.1:15008 10.0.0.1:80 web-1");
     }
 
     #[test]

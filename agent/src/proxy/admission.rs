@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use tokio::sync::watch;
 
-use super::{outcome::Outcome, pod::Shared, terms::Terms};
+use super::{outcome::Outcome, terms::Terms};
 use crate::mesh::{Connection, Decision, Denial, Identity, Permit, Reason};
 
 /// One connection to a pod before the policies.
@@ -19,14 +19,14 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Prepares to ask for a connection of `source`, which proved to be `identity`, to the pod's own `destination`.
+    /// Prepares to ask on a pod's terms for a connection of `source`, which proved to be `identity`, to the pod's own
+    /// `destination`.
     pub(super) fn new(
-        pod: &Shared,
+        mut terms: watch::Receiver<Terms>,
         source: IpAddr,
         identity: Option<Identity>,
         destination: SocketAddr,
     ) -> Self {
-        let mut terms = pod.subscribe();
         let own = is_own(&terms.borrow_and_update(), source, identity.as_ref());
         Self { terms, source, identity, destination, own }
     }
@@ -97,5 +97,59 @@ impl Refused {
             Self::Denied(denial) => denial.reason(),
             Self::Revoked(_) => Reason::PolicyRevoked,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        mesh::fixtures::{ip, pod},
+        proxy::fixtures::{deny_all, terms},
+    };
+
+    fn open() -> Terms {
+        terms(pod("web", &["10.0.0.1"]), Vec::new())
+    }
+
+    fn closed() -> Terms {
+        terms(pod("web", &["10.0.0.1"]), vec![deny_all("shop")])
+    }
+
+    /// A connection to the pod from `source`; by mutual TLS from a pod whose service account is called `account`.
+    fn connect(pod: &watch::Sender<Terms>, source: &str, account: Option<&str>) -> Admission {
+        let identity = account.map(|account| crate::mesh::fixtures::pod(account, &[]).identity);
+        Admission::new(pod.subscribe(), ip(source), identity, "10.0.0.1:80".parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_permitted_no_longer_is_revoked() {
+        let pod = watch::Sender::new(open());
+        let mut admission = connect(&pod, "10.0.0.9", Some("client"));
+        assert!(admission.decide().verdict.is_ok());
+        let policies = [open(), closed()];
+        let waiting = tokio::spawn(async move { admission.revoked().await });
+        // The first change is none that matters.
+        policies.into_iter().for_each(|terms| drop(pod.send_replace(terms)));
+        assert_eq!(waiting.await.unwrap().reason(), Reason::PolicyRevoked);
+    }
+
+    #[test]
+    fn a_change_between_the_first_check_and_the_copy_is_not_missed() {
+        let pod = watch::Sender::new(open());
+        let mut admission = connect(&pod, "10.0.0.9", None);
+        assert!(admission.decide().verdict.is_ok());
+        assert!(admission.ask_again().is_ok());
+        pod.send_replace(closed());
+        assert!(matches!(admission.ask_again(), Err(Refused::Revoked(_))));
+    }
+
+    #[test]
+    fn only_the_pod_itself_is_let_alone() {
+        let pod = watch::Sender::new(closed());
+        assert!(connect(&pod, "10.0.0.1", Some("web")).decide().verdict.is_ok());
+        assert!(connect(&pod, "10.0.0.1", Some("client")).decide().verdict.is_err());
+        assert!(connect(&pod, "10.0.0.9", Some("web")).decide().verdict.is_err());
+        assert!(connect(&pod, "10.0.0.1", None).decide().verdict.is_err());
     }
 }

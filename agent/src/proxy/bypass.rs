@@ -145,10 +145,9 @@ fn report(context: &Context, terms: &Terms, connection: &capture::Bypass, decisi
     }
 }
 
-/// When a pod's connections are looked at again after a change of its terms: a handshake that began before ends later,
-/// by the kernel's own patience some 63 s at most (tcp(7), `tcp_synack_retries`: 5).
-const AGAIN: [Duration; 4] =
-    [Duration::from_millis(250), Duration::from_secs(2), Duration::from_secs(15), Duration::from_secs(70)];
+/// When a pod's connections are looked at again after a change of its terms, for what the kernel let in just before it
+/// was told, and had not made a connection of yet. Handshakes under way are among what is listed.
+const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 
 /// The least time between two looks at one pod: each lists all its connections.
 const APART: Duration = Duration::from_millis(100);

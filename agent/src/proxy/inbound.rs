@@ -153,7 +153,7 @@ async fn carry(
         return Err(unavailable(incoming, InboundError::NotHere(authority)));
     };
     outcome.asked_for(OrigDst::new(target));
-    let mut admission = Admission::new(pod, client_ip, Some(identity), target);
+    let mut admission = Admission::new(pod.subscribe(), client_ip, Some(identity), target);
     let permit = match admission.ask(outcome) {
         Ok(permit) => permit,
         Err(refused) => return Err(deny(incoming, refused)),

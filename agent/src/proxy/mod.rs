@@ -17,6 +17,8 @@ mod bypass;
 mod client_ports;
 mod context;
 mod copy;
+#[cfg(test)]
+mod fixtures;
 mod inbound;
 mod listener;
 mod metrics;

@@ -41,7 +41,7 @@ async fn carry(
     // The kernel hands the connection over as it came: this is what the client asked for.
     let target = canonical(stream.local_addr().map_err(PlaintextError::Socket)?);
     outcome.asked_for(OrigDst::new(target));
-    let mut admission = Admission::new(pod, peer.ip(), None, target);
+    let mut admission = Admission::new(pod.subscribe(), peer.ip(), None, target);
     let permit = admission.ask(outcome)?;
     let client = application::reserve(pod, Client { address: peer.ip(), port: Some(peer.port()) })?;
     let far = tokio::select! {

@@ -57,9 +57,12 @@ impl Pods {
 impl fmt::Display for Unenforced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pod, connections, why } = self;
-        write!(
-            f,
-            "pod {pod}: {connections} connections that policy does not permit go on past the agent: {why}; restart the pod to end them"
-        )
+        match connections {
+            0 => write!(f, "pod {pod}: policy may not permit all that goes on past the agent: {why}"),
+            _ => write!(
+                f,
+                "pod {pod}: {connections} connections that policy does not permit go on past the agent, such as {why}: restart the pod to end them"
+            ),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Policies as a user writes them, of the namespace `shop`.
+//! Policies as a user writes them, of the namespace `shop` unless they say otherwise.
 
 /// The namespace of the server and its policies.
 pub(crate) const NAMESPACE: &str = "shop";
@@ -7,6 +7,7 @@ pub(crate) const NAMESPACE: &str = "shop";
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     kind: &'static str,
+    namespace: &'static str,
     name: String,
     dry_run: bool,
     /// `spec`, as YAML in one line.
@@ -15,7 +16,13 @@ pub(crate) struct Policy {
 
 impl Policy {
     fn new(kind: &'static str, name: &str, spec: String) -> Self {
-        Self { kind, name: name.to_owned(), dry_run: false, spec }
+        Self { kind, namespace: NAMESPACE, name: name.to_owned(), dry_run: false, spec }
+    }
+
+    /// Of another namespace.
+    pub(crate) fn of(mut self, namespace: &'static str) -> Self {
+        self.namespace = namespace;
+        self
     }
 
     /// On trial.
@@ -26,15 +33,15 @@ impl Policy {
 
     /// `namespace/name`.
     pub(crate) fn full_name(&self) -> String {
-        format!("{NAMESPACE}/{}", self.name)
+        format!("{}/{}", self.namespace, self.name)
     }
 
     pub(crate) fn yaml(&self) -> String {
-        let Self { kind, name, dry_run, spec } = self;
+        let Self { kind, namespace, name, dry_run, spec } = self;
         let annotations =
             if *dry_run { ", annotations: {istio.io/dry-run: \"true\"}" } else { Default::default() };
         format!(
-            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {NAMESPACE}{annotations}}}\n\
+            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}{annotations}}}\n\
              spec: {spec}\n"
         )
     }

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use lab::{PATIENCE, Pod, eventually, tcp};
 
 use crate::{
-    objects::{allow, deny, from, to_ports},
+    objects::{allow, deny, from, mode, to_ports},
     world::{OTHER_PORT, PORT, World, open, refusal},
 };
 
@@ -94,6 +94,21 @@ fn a_pod_speaks_to_itself_whatever_the_policies_say() {
     open(&world.server, world.server.at(PORT));
     open(&world.server, ([127, 0, 0, 1], PORT).into());
     assert_eq!(refusal(&world.other, world.service.address(80)), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_pod_speaks_to_itself_in_plaintext_where_its_mode_is_disable() {
+    let world = World::start();
+    // Below 1024, where captured connections have their ports too.
+    let _server = world.server.serve(80, tcp::echo).unwrap();
+    let service =
+        world.mesh.service("low").namespace("shop").select("app", "server").port(80, 80).apply().unwrap();
+    eventually(PATIENCE, || crate::world::works(&world.server, service.address(80)));
+    world.apply(&[mode("disable", "DISABLE"), allow("nobody", "[]")]);
+    open(&world.server, service.address(80));
+    open(&world.server, service.address_v6(80));
+    open(&world.server, world.server.at(80));
+    assert_eq!(refusal(&world.stranger, world.server.at(80)), ErrorKind::ConnectionRefused);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::{
 use lab::{PATIENCE, Pod, eventually, tcp};
 
 use crate::{
-    objects::{Policy, allow, port_mode},
+    objects::{Policy, allow, mode, port_mode},
     world::{OTHER_PORT, PORT, World, works},
 };
 
@@ -52,15 +52,19 @@ enum Class {
     SomePlaintext,
     /// In plaintext to a port that is STRICT in some sets.
     SomeStrict,
+    /// In plaintext to a pod that no policy looks at in some sets, so that it bypasses the agent, and that is STRICT in
+    /// the others.
+    SomeDirect,
 }
 
 /// How many connections each keeps open, or tries to.
-const CLASSES: [(Class, usize); 7] = [
+const CLASSES: [(Class, usize); 8] = [
     (Class::Tunnel, 120),
     (Class::Plaintext, 120),
-    (Class::SomeTunnel, 100),
-    (Class::SomePlaintext, 100),
-    (Class::SomeStrict, 60),
+    (Class::SomeTunnel, 80),
+    (Class::SomePlaintext, 80),
+    (Class::SomeStrict, 50),
+    (Class::SomeDirect, 50),
     (Class::NoTunnel, 1),
     (Class::NoPlaintext, 1),
 ];
@@ -74,8 +78,14 @@ fn some(set: usize) -> bool {
     }
 }
 
+/// Whether the other port is STRICT.
 fn strict(set: usize) -> bool {
     set / 7 % 2 == 0
+}
+
+/// Whether the other pod is STRICT: throughout every other batch, so that its connections live for a while.
+fn closed(set: usize) -> bool {
+    set / BATCH % 2 == 1
 }
 
 fn permits(set: usize, class: Class) -> bool {
@@ -86,6 +96,7 @@ fn permits(set: usize, class: Class) -> bool {
         // Out of step with the tunnels.
         Class::SomePlaintext => some(set + BATCH),
         Class::SomeStrict => some(set + BATCH) && !strict(set),
+        Class::SomeDirect => !closed(set),
     }
 }
 
@@ -113,6 +124,8 @@ struct Clients<'a> {
     some: Pod,
     /// Outside the mesh; permitted in some sets.
     some_plaintext: Pod,
+    /// In the mesh, on the server's node, of another namespace than the server's policies.
+    direct: Pod,
 }
 
 impl Clients<'_> {
@@ -125,12 +138,13 @@ impl Clients<'_> {
             Class::NoTunnel => &world.other,
             Class::NoPlaintext => &world.stranger,
             Class::SomeTunnel => &self.some,
-            Class::SomePlaintext | Class::SomeStrict => &self.some_plaintext,
+            Class::SomePlaintext | Class::SomeStrict | Class::SomeDirect => &self.some_plaintext,
         };
-        (pod, world.server.at_v4(port))
+        let server = if class == Class::SomeDirect { &self.direct } else { &world.server };
+        (pod, server.at_v4(port))
     }
 
-    fn policies(&self, set: usize) -> [Policy; 2] {
+    fn policies(&self, set: usize) -> [Policy; 3] {
         let mut principals = vec!["\"cluster.local/ns/front/sa/client\""];
         if permits(set, Class::SomeTunnel) {
             principals.push("\"cluster.local/ns/flux/sa/some\"");
@@ -148,6 +162,7 @@ impl Clients<'_> {
         [
             allow(&format!("allow-{set}"), &rules),
             port_mode(&format!("mode-{set}"), "PERMISSIVE", OTHER_PORT, at_port),
+            mode(&format!("direct-{set}"), if closed(set) { "STRICT" } else { "PERMISSIVE" }).of("direct"),
         ]
     }
 }
@@ -158,10 +173,16 @@ fn no_verdict_is_wrong_while_a_thousand_changes_run() {
     let _servers = [PORT, OTHER_PORT].map(|port| world.server.serve(port, tcp::echo).unwrap());
     let some = world.mesh.pod("some").namespace("flux").service_account("some").on("node-a").enrolled();
     let some_plaintext = world.mesh.pod("some-plaintext").on("node-a").start().unwrap();
-    let clients = Clients { world: &world, some: some.start().unwrap(), some_plaintext };
+    let direct = world.mesh.pod("direct").namespace("direct").on("node-b").enrolled().start().unwrap();
+    let _direct_server = direct.serve(PORT, tcp::echo).unwrap();
+    let clients = Clients { world: &world, some: some.start().unwrap(), some_plaintext, direct };
     // The first set is in force before anybody connects.
     world.apply(&clients.policies(0));
     eventually(PATIENCE, || works(&clients.some, world.server.at(PORT)));
+    eventually(PATIENCE, || works(&world.client, clients.direct.at(PORT)));
+    // Control: what comes to it bypasses the agent.
+    works(&clients.some_plaintext, clients.direct.at_v4(PORT)).unwrap();
+    assert_eq!(world.lines_of(&clients.some_plaintext).len(), 0);
     let progress = Progress::default();
     let fates = thread::scope(|scope| {
         let start = |(class, count)| {
@@ -236,7 +257,7 @@ impl Fates {
         match class {
             Class::Tunnel | Class::Plaintext => assert!(*opened > 0 && *refused == 0 && *broken == 0),
             Class::NoTunnel | Class::NoPlaintext => assert!(*opened == 0 && *refused > 0),
-            Class::SomeTunnel | Class::SomePlaintext | Class::SomeStrict => {
+            Class::SomeTunnel | Class::SomePlaintext | Class::SomeStrict | Class::SomeDirect => {
                 assert!(*opened > 0 && *refused > 0 && *broken > 0);
             }
         }
