@@ -44,7 +44,7 @@ impl Pair {
     }
 
     /// Checks that both ends were told.
-    fn is_cut(mut self) {
+    fn assert_cut(mut self) {
         let error = self.accepted.read(&mut [0]).expect_err("a cut read as an end");
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
         let error = self.client.read(&mut [0]).expect_err("a cut read as an end");
@@ -59,7 +59,7 @@ fn bypassing(pod: &PodCapture) -> Vec<Bypass> {
 fn destroy(pod: &PodCapture, pair: Pair) {
     let bypass = bypassing(pod).into_iter().find(|bypass| pair.is(bypass)).expect("the connection is found");
     pod.destroy(&bypass).expect("ending a connection");
-    pair.is_cut();
+    pair.assert_cut();
     pod.destroy(&bypass).expect("it has ended already");
 }
 
