@@ -129,6 +129,28 @@ fn a_half_closed_connection_is_found() {
     eventually("nothing is found", || bypassing(&pod).is_empty());
 }
 
+/// It completes by itself, whatever the rules are by then.
+#[test]
+fn a_handshake_under_way_is_found() {
+    let world = World::new();
+    let _applications: Vec<_> =
+        [8000, 15008].into_iter().map(|port| world.pod.run(|| listen(&format!("0.0.0.0:{port}")))).collect();
+    let pod = world.enroll();
+    let nobody = addr("10.77.0.9:50000");
+    world.out.run(|| {
+        raw::forge_syn(nobody, at(POD4, 15008));
+        raw::forge_syn(nobody, at(POD4, 8000));
+    });
+    // The one to HBONE's port came first, and is the agent's.
+    eventually("the handshake is found", || !bypassing(&pod).is_empty());
+    let found = bypassing(&pod);
+    assert_eq!(world.stats().hbone, 1);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].source, found[0].destination), (nobody, at(POD4, 8000)));
+    pod.destroy(&found[0]).expect("ending a handshake");
+    assert_eq!(bypassing(&pod).len(), 0);
+}
+
 #[test]
 fn the_agents_own_sockets_are_left_alone() {
     let world = World::new();
