@@ -1,5 +1,5 @@
 //! What the agent shows of itself: health, readiness and metrics on a TCP address that anybody may ask, and what could
-//! help an attacker (`config_dump`, `certs`) on a unix socket that only root can open.
+//! help an attacker (`config_dump`, `certs`, `policy/explain`) on a unix socket that only root can open.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::{StatusCode, header},
     response::IntoResponse,
     routing::get,
@@ -44,10 +44,25 @@ pub struct Admin {
     pub dump: Page,
     /// The certificates, without key material.
     pub certificates: Page,
+    /// What the policies say of a connection.
+    pub explain: Explain,
 }
 
 /// Something that is shown as JSON.
 pub type Page = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Answers what the policies say of a connection between the two ends that a question names, or what is wrong with the
+/// question.
+pub type Explain = Box<dyn Fn(&Question) -> Result<serde_json::Value, String> + Send + Sync>;
+
+/// The ends of a connection, as people write them.
+#[derive(Debug, serde::Deserialize)]
+pub struct Question {
+    /// Who connects.
+    pub from: String,
+    /// To whom, with the port.
+    pub to: String,
+}
 
 /// Connections that may be open at once on each of the two listeners.
 const MAX_CONNECTIONS: usize = 64;
@@ -66,6 +81,7 @@ impl Admin {
         let private = Router::new()
             .route("/config_dump", get(dump))
             .route("/certs", get(certificates))
+            .route("/policy/explain", get(explain))
             .with_state(self.clone());
         serve(self.public().merge(private), listener).await;
     }
@@ -167,6 +183,10 @@ async fn dump(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 
 async fn certificates(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     page(move || (admin.certificates)()).await
+}
+
+async fn explain(State(admin): State<Arc<Admin>>, Query(question): Query<Question>) -> impl IntoResponse {
+    (admin.explain)(&question).map(Json).map_err(|wrong| (StatusCode::BAD_REQUEST, wrong + "\n"))
 }
 
 /// Makes a page on a thread that may compute: the chains of thousands of certificates are verified for it.

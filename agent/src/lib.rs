@@ -76,6 +76,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let manifests =
         Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
             .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
+    manifests.register(&mut registry);
     let mesh = manifests.snapshots();
     let metrics = proxy::Metrics::register(&mut registry);
     let config = proxy::Config {
@@ -94,13 +95,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         mesh: mesh.clone(),
         problems: manifests.problems(),
         pods: enroller.status(),
-        capture,
+        capture: capture.clone(),
         svids,
         pool: pool.clone(),
+        proxy: context.clone(),
     };
     let admin = Arc::new(report.into_admin(registry));
     tokio::spawn(admin.clone().serve_public(admin_listener));
     tokio::spawn(admin.serve_private(socket_listener));
+    tokio::spawn(proxy::follow_refusals(context.clone(), capture));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
 
     let enrolling = enroll(enroller, mesh, state);

@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    admin::{Admin, Check},
+    admin::{Admin, Check, Question},
     capture::Capture,
     control::Problem,
     enroll::Status,
     hbone::Pool,
     identity::{Inventory, SvidStore, followed},
-    mesh::{Snapshot, TrustDomain},
+    mesh::{Answer, PolicySet, Snapshot, TrustDomain},
+    proxy,
     shutdown::Shutdown,
 };
 
@@ -79,6 +80,7 @@ pub(crate) struct Sources {
     pub(crate) capture: Arc<Capture>,
     pub(crate) svids: SvidStore,
     pub(crate) pool: Pool,
+    pub(crate) proxy: Arc<proxy::Context>,
 }
 
 impl Sources {
@@ -89,6 +91,7 @@ impl Sources {
             pods: self.pods.clone(),
             capture: self.capture.clone(),
             pool: self.pool.clone(),
+            proxy: self.proxy.clone(),
             runtime: Handle::current(),
         }));
         let (started, running) = (self.state.clone(), self.state.clone());
@@ -97,16 +100,16 @@ impl Sources {
             ("running", Box::new(move || running.check_running())),
         ];
         let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
-        let svids = self.svids.clone();
+        let (svids, proxy) = (self.svids.clone(), self.proxy.clone());
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
-            let pods =
-                pods.map(|pod| format!("pod {}/{} is not enrolled: {}", pod.namespace, pod.name, pod.state));
+            let pods = pods.map(|pod| format!("pod {} is not enrolled: {}", pod.workload(), pod.state));
             let problems = problems.borrow().clone();
             let conflicts = mesh.borrow().conflicts();
             pods.chain(problems.iter().map(ToString::to_string))
                 .chain(conflicts.iter().map(ToString::to_string))
                 .chain(certificate_notes(&svids))
+                .chain(proxy.unenforced().iter().map(ToString::to_string))
                 .collect()
         });
         let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());
@@ -118,7 +121,13 @@ impl Sources {
                 inventory: Inventory::of(&svids),
             })
         });
-        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates }
+        let mesh = self.mesh.clone();
+        let explain = Box::new(move |question: &Question| {
+            let snapshot = mesh.borrow().clone();
+            let answer = Answer::find(&question.from, &question.to, &snapshot);
+            answer.map(|answer| json!(answer)).map_err(|error| error.to_string())
+        });
+        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates, explain }
     }
 
     /// Everything the agent knows, without key material.
@@ -128,7 +137,8 @@ impl Sources {
             "version": env!("CARGO_PKG_VERSION"),
             "node": self.state.node,
             "trustDomain": self.state.trust_domain.as_str(),
-            "pods": self.pods.pods(),
+            "pods": self.pods.pods().iter().map(|pod| json!(pod.show(mesh.policies()))).collect::<Vec<_>>(),
+            "policies": policies(mesh.policies()),
             "certificates": Inventory::of(&self.svids).certificates,
             "workloads": mesh.workloads().iter().map(|w| json!({
                 "namespace": &*w.namespace, "name": &*w.name, "uid": &*w.uid, "node": &*w.node,
@@ -149,6 +159,19 @@ impl Sources {
             "problems": self.problems.borrow().iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Every policy that counts, in the order of their names.
+fn policies(policies: &PolicySet) -> Vec<Value> {
+    let authorization = policies.authorization().iter().map(|policy| (&policy.name, policy.dry_run));
+    let authentication = policies.authentication().iter().map(|policy| (&policy.name, false));
+    let mut all: Vec<_> = authorization.chain(authentication).collect();
+    all.sort();
+    all.into_iter()
+        .map(|(name, dry_run)| {
+            json!({ "kind": name.kind.as_str(), "name": name.to_string(), "dryRun": dry_run })
+        })
+        .collect()
 }
 
 /// What is wrong with certificates and with the files around them; `culvert certs` says more.
@@ -172,6 +195,7 @@ struct Gauges {
     pods: Status,
     capture: Arc<Capture>,
     pool: Pool,
+    proxy: Arc<proxy::Context>,
     runtime: Handle,
 }
 
@@ -193,7 +217,7 @@ impl Collector for Gauges {
             (
                 "culvert_manifest_problems",
                 "Objects and files that could not be read",
-                self.problems.borrow().len(),
+                self.problems.borrow().iter().filter(|problem| problem.is_fault()).count(),
             ),
             (
                 "culvert_address_conflicts",
@@ -202,6 +226,11 @@ impl Collector for Gauges {
             ),
             ("culvert_hbone_connections", "Tunnels to peers' agents", pool.connections),
             ("culvert_hbone_streams", "Streams in tunnels to peers' agents", pool.streams),
+            (
+                "culvert_policy_unenforced_connections",
+                "Connections past the agent that policy does not permit and that could not be ended",
+                self.proxy.unenforced().iter().map(|pod| pod.connections).sum(),
+            ),
             (
                 "culvert_tasks",
                 "Tasks of the agent's runtime, the one that answers included",

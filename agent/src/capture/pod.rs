@@ -53,6 +53,11 @@ impl PodCapture {
         &self.netns
     }
 
+    /// Returns whether an earlier agent of the node had enrolled the pod.
+    pub fn is_adopted(&self) -> bool {
+        self.capture.slots.is_adopted(self.netns.cookie())
+    }
+
     /// Returns non-blocking listeners for captured connections, one for each family in which the pod has an address.
     /// They share one queue with every other copy.
     ///

@@ -26,13 +26,18 @@ struct Slot {
     index: u32,
     /// Enrolled by this agent, not only by an earlier one.
     ours: bool,
+    /// Enrolled by an earlier agent.
+    adopted: bool,
 }
 
 impl Slots {
     /// Takes over what an earlier agent enrolled.
     pub(super) fn adopt(tables: &Tables) -> Result<Self, Error> {
-        let by_netns: HashMap<_, _> =
-            tables.pods()?.into_iter().map(|(netns, index)| (netns, Slot { index, ours: false })).collect();
+        let by_netns: HashMap<_, _> = tables
+            .pods()?
+            .into_iter()
+            .map(|(netns, index)| (netns, Slot { index, ours: false, adopted: true }))
+            .collect();
         Ok(Self(Mutex::new(State { by_netns, next: 0 })))
     }
 
@@ -52,8 +57,13 @@ impl Slots {
             .find(|index| !used.contains(index))
             .ok_or("every slot of the node is taken")?;
         state.next = (index + 1) % MAX_PODS;
-        state.by_netns.insert(netns, Slot { index, ours: true });
+        state.by_netns.insert(netns, Slot { index, ours: true, adopted: false });
         Ok(index)
+    }
+
+    /// Returns whether an earlier agent enrolled the pod.
+    pub(super) fn is_adopted(&self, netns: u64) -> bool {
+        self.lock().by_netns.get(&netns).is_some_and(|slot| slot.adopted)
     }
 
     /// Leaves a pod's slot to whoever enrolls the pod next; the kernel's entries stay.
@@ -90,8 +100,10 @@ mod tests {
     use super::*;
 
     fn slots(enrolled: &[(u64, u32)]) -> Slots {
-        let by_netns =
-            enrolled.iter().map(|(netns, index)| (*netns, Slot { index: *index, ours: false })).collect();
+        let by_netns = enrolled
+            .iter()
+            .map(|(netns, index)| (*netns, Slot { index: *index, ours: false, adopted: true }))
+            .collect();
         Slots(Mutex::new(State { by_netns, next: 0 }))
     }
 
@@ -100,6 +112,8 @@ mod tests {
         let slots = slots(&[(7, 3)]);
         assert_eq!(slots.take(7), Ok(3));
         assert!(slots.take(7).is_err());
+        slots.take(8).unwrap();
+        assert!(slots.is_adopted(7) && !slots.is_adopted(8));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod certs;
 mod cleanup;
+mod policy;
 mod socket;
 mod status;
 mod vault;
@@ -32,6 +33,8 @@ enum Command {
     Ca(ca::CaArgs),
     /// Show the certificates of this node, or explain a file of certificates.
     Certs(certs::CertsArgs),
+    /// Test policies, find what is odd in them, and explain what they say.
+    Policy(policy::PolicyArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -48,6 +51,7 @@ impl Cli {
             Command::Agent(args) => agent::run(*args),
             Command::Ca(args) => ca::run(args),
             Command::Certs(args) => return certs::run(&args),
+            Command::Policy(args) => return Ok(policy::run(&args)),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         }?;

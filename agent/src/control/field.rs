@@ -25,24 +25,24 @@ pub struct Invalid {
 
 impl FieldPath {
     /// Steps through the fields in order.
-    pub(super) fn of(keys: &[&'static str]) -> Self {
+    pub fn of(keys: &[&'static str]) -> Self {
         Self(keys.iter().map(|key| Segment::Key(Cow::Borrowed(key))).collect())
     }
 
     /// Steps into a field.
-    pub(super) fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
+    pub fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
         self.0.push(Segment::Key(key.into()));
         self
     }
 
     /// Steps into an element of a list.
-    pub(super) fn index(mut self, index: usize) -> Self {
+    pub fn index(mut self, index: usize) -> Self {
         self.0.push(Segment::Index(index));
         self
     }
 
     /// Puts the steps to the object itself, such as those through a `List`, before those inside it.
-    pub(super) fn under(&self, object: &Self) -> Self {
+    pub fn under(&self, object: &Self) -> Self {
         Self(object.0.iter().chain(&self.0).cloned().collect())
     }
 
@@ -51,7 +51,7 @@ impl FieldPath {
     }
 
     /// Says what is wrong with the field.
-    pub(super) fn invalid(self, message: impl Into<String>) -> Invalid {
+    pub fn invalid(self, message: impl Into<String>) -> Invalid {
         Invalid { path: self, message: message.into() }
     }
 }

@@ -11,11 +11,13 @@
 mod convert;
 mod field;
 mod index;
+mod lint;
 mod manifests;
 mod policies;
 mod publish;
 
-pub use convert::{Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity};
+pub use convert::{Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity, Topic};
 pub use field::{FieldPath, Invalid};
 pub use index::Index;
-pub use manifests::{Error, Manifests, Problem};
+pub use lint::{Code, Finding, lint};
+pub use manifests::{Error, Manifests, Objects, Place, Problem, Source};

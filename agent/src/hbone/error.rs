@@ -265,7 +265,9 @@ impl fmt::Display for Stage {
 /// What an operator can do about a status.
 fn explain(status: StatusCode) -> &'static str {
     match status {
-        StatusCode::UNAUTHORIZED => "a policy of the destination denies this source",
+        StatusCode::UNAUTHORIZED => {
+            "a policy of the destination denies this source; the access log of the agent there names it"
+        }
         StatusCode::SERVICE_UNAVAILABLE => "the application does not accept; does it listen on the port?",
         StatusCode::BAD_REQUEST => "the address is not the one that the connection was made to",
         _ => "no status of HBONE",

@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use x509_parser::{prelude::X509Certificate, x509::X509Name};
+use x509_parser::{
+    extensions::ParsedExtension, parse_x509_certificate, prelude::X509Certificate, x509::X509Name,
+};
 
 use super::{at::At, fingerprint::Fingerprint, spiffe::shorten};
 
@@ -29,7 +31,7 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Reads a certificate; none where it cannot be parsed.
     pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+        let (_, certificate) = parse_x509_certificate(der).ok()?;
         Some(Self::of(der, &certificate))
     }
 
@@ -50,6 +52,29 @@ impl CertificateFacts {
     pub fn short_fingerprint(&self) -> &str {
         self.fingerprint.get(..SHORT).unwrap_or(&self.fingerprint)
     }
+}
+
+/// Whether a certificate vouches for itself. One that has the same name on both sides, and another's key identifier as
+/// its issuer's, is a new root key that the old one vouches for, and belongs into chains.
+pub(super) fn is_root(certificate: &CertificateDer<'_>) -> bool {
+    parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
+        parsed.subject().as_raw() == parsed.issuer().as_raw()
+            && (issuer_key(&parsed).is_none() || issuer_key(&parsed) == own_key(&parsed))
+    })
+}
+
+fn own_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+        _ => None,
+    })
+}
+
+fn issuer_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
+        _ => None,
+    })
 }
 
 /// 64 bits, so that nobody meets two alike who does not search for them.

@@ -22,11 +22,11 @@ mod workload;
 
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use policy::{
-    Action, AuthorizationPolicy, Clause, ClauseExplanation, Connection, Decision, Denial, DryRun, Entry,
-    EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level, LevelExplanation, Mismatch,
-    Mode, ModeExplanation, Pattern, PatternError, PeerAuthentication, Permit, Plaintext, PlaintextAction,
-    PolicyExplanation, PolicyKind, PolicyName, PolicySet, Rule, RuleExplanation, Rules, Strings, Target,
-    Test, Values, Verdict,
+    Action, Answer, AuthorizationPolicy, BeforePolicy, Clause, ClauseExplanation, Client, Connection,
+    Decision, Denial, DryRun, Entry, EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level,
+    LevelExplanation, Mismatch, Mode, ModeExplanation, Pattern, PatternError, PeerAuthentication, Permit,
+    Plaintext, PlaintextAction, PolicyExplanation, PolicyKind, PolicyName, PolicySet, Query, QueryError,
+    Rule, RuleExplanation, Rules, Server, Strings, Target, Test, Values, Verdict,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

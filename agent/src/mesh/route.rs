@@ -22,7 +22,7 @@ pub struct OrigDst(SocketAddr);
 /// Where a captured connection goes.
 #[derive(Clone, Debug)]
 pub enum Route {
-    /// Straight to the address, in plaintext: what stands there is not in the mesh.
+    /// Straight to the address, in plaintext: what stands there is not in the mesh, or wants plaintext.
     Passthrough {
         /// What to dial.
         target: SocketAddr,
@@ -126,7 +126,7 @@ impl Snapshot {
         let target = orig_dst.address();
         match self.holder(target.ip()) {
             // A pod's address goes before a service's: nobody's `externalIPs` may take a pod's traffic away.
-            Some(Holder::One(position)) => Ok(to_address(target, Some(self.at(position)), None)),
+            Some(Holder::One(position)) => Ok(self.to_address(target, Some(self.at(position)), None)),
             Some(Holder::Conflict(first, second)) => Err(self.conflict(target, first, second)),
             None => self.route_service(source, source_ip, target),
         }
@@ -145,7 +145,7 @@ impl Snapshot {
             owners.iter().find_map(|owner| Some((owner, owner.backends.port(target.port())?)))
         else {
             if owners.iter().all(|owner| owner.external) {
-                return Ok(to_address(target, None, None));
+                return Ok(self.to_address(target, None, None));
             }
             let service = first.backends.service().to_string();
             return Err(RouteError::NoSuchPort { service, port: target.port() });
@@ -156,7 +156,31 @@ impl Snapshot {
             return Err(self.why_no_endpoint(service, target));
         };
         let workload = backend.workload.map(|position| self.at(position));
-        Ok(to_address(backend.address, workload, Some(service)))
+        Ok(self.to_address(backend.address, workload, Some(service)))
+    }
+
+    /// Plaintext also goes to who receives HBONE and wants plaintext nevertheless: its mode at the port is DISABLE.
+    fn to_address(
+        &self,
+        target: SocketAddr,
+        destination: Option<&Arc<Workload>>,
+        service: Option<&Arc<Service>>,
+    ) -> Route {
+        let service = service.cloned();
+        match destination {
+            Some(workload)
+                if workload.receives_hbone && !self.policies().sends_plaintext(workload, target.port()) =>
+            {
+                Route::Hbone {
+                    peer: SocketAddr::new(target.ip(), HBONE_PORT),
+                    authority: target,
+                    identity: workload.identity.clone(),
+                    destination: Arc::clone(workload),
+                    service,
+                }
+            }
+            _ => Route::Passthrough { target, destination: destination.cloned(), service },
+        }
     }
 
     /// Tells a service all of whose endpoints have an address in dispute from one that has none.
@@ -179,24 +203,6 @@ impl Snapshot {
     fn conflict(&self, address: SocketAddr, first: Position, second: Position) -> RouteError {
         let (first, second) = (self.at(first).to_string(), self.at(second).to_string());
         RouteError::Conflict { address, first, second }
-    }
-}
-
-fn to_address(
-    target: SocketAddr,
-    destination: Option<&Arc<Workload>>,
-    service: Option<&Arc<Service>>,
-) -> Route {
-    let service = service.cloned();
-    match destination {
-        Some(workload) if workload.receives_hbone => Route::Hbone {
-            peer: SocketAddr::new(target.ip(), HBONE_PORT),
-            authority: target,
-            identity: workload.identity.clone(),
-            destination: Arc::clone(workload),
-            service,
-        },
-        _ => Route::Passthrough { target, destination: destination.cloned(), service },
     }
 }
 
@@ -225,8 +231,8 @@ mod tests {
 
     use super::*;
     use crate::mesh::{
-        Distribution, Endpoint, EndpointPort, Enrollment, NamedPort, NotEnrolled, PodName, ServicePort,
-        TargetPort, fixtures::*,
+        Distribution, Endpoint, EndpointPort, Enrollment, Labels, Mode, NamedPort, NotEnrolled,
+        PeerAuthentication, PodName, PolicyKind, PolicyName, PolicySet, ServicePort, TargetPort, fixtures::*,
     };
 
     fn client() -> Workload {
@@ -391,6 +397,28 @@ mod tests {
         let local = |endpoints: &[&str]| vec![Service { local_only: true, ..service("10.1.0.1", endpoints) }];
         check(pods(), local(&["10.0.0.1", "10.0.0.2"]), &[("10.1.0.1:80", &[WEB_1])]);
         check(pods(), local(&["10.0.0.2"]), &[("10.1.0.1:80", &["no_endpoint"])]);
+    }
+
+    #[test]
+    fn plaintext_goes_to_a_port_whose_mode_is_disable() {
+        let policy = PeerAuthentication {
+            name: PolicyName {
+                kind: PolicyKind::PeerAuthentication,
+                namespace: "shop".into(),
+                name: "ports".into(),
+            },
+            created: None,
+            selector: Some(Labels::default()),
+            mode: Mode::Strict,
+            ports: [(8080, Mode::Disable)].into(),
+            is_readable: true,
+        };
+        let snapshot = snapshot(vec![pod("web-1", &["10.0.0.1"])], vec![service("10.1.0.1", &["10.0.0.1"])])
+            .with_policies(Arc::new(PolicySet::new(Vec::new(), vec![Arc::new(policy)], "root", &[])));
+        // The service's port 80 leads to 8080.
+        assert_eq!(route(&snapshot, "10.1.0.1:80"), "plain 10.0.0.1:8080 web-1");
+        assert_eq!(route(&snapshot, "10.0.0.1:8080"), "plain 10.0.0.1:8080 web-1");
+        assert_eq!(route(&snapshot, "10.0.0.1:80"), "hbone 10.0.0.1:15008 10.0.0.1:80 web-1");
     }
 
     #[test]

@@ -113,6 +113,27 @@ impl fmt::Display for NetnsRef {
 }
 
 impl Workload {
+    /// Makes an enrolled pod of which nothing is known but what policies select by.
+    pub fn unknown(namespace: Arc<str>, labels: Arc<Labels>, identity: Identity) -> Self {
+        Self {
+            uid: Arc::default(),
+            namespace,
+            name: Arc::default(),
+            workload: Arc::default(),
+            app: Arc::default(),
+            version: Arc::default(),
+            labels,
+            node: Arc::default(),
+            addresses: Vec::new(),
+            identity,
+            enrollment: Enrollment::Enrolled,
+            receives_hbone: true,
+            netns: None,
+            ports: Vec::new(),
+            terminating: false,
+        }
+    }
+
     /// Returns whether the pod uses its node's network, and so has no address of its own.
     pub fn is_host_network(&self) -> bool {
         self.enrollment == Enrollment::Not(NotEnrolled::HostNetwork)
@@ -203,6 +224,12 @@ pub struct PodName {
     pub namespace: Arc<str>,
     /// The pod's name in it.
     pub name: Arc<str>,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
 }
 
 /// A TCP port of an EndpointSlice.

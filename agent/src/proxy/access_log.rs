@@ -54,6 +54,12 @@ pub(super) struct Entry {
     pub(super) reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    /// `namespace/name` of the policy that decided on an inbound connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<String>,
+    /// What would have been decided with the policies on trial, where any apply: `deny shop/lockdown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dry_run: Option<String>,
     /// `mutual_tls` or `none`.
     pub(super) security: &'static str,
     #[serde(rename = "src.addr")]

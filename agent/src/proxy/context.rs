@@ -1,16 +1,23 @@
 //! What every connection's task shares.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     access_log::{AccessLog, AccessLogFormat},
+    bypass::SWEEPS,
     metrics::Metrics,
+    pods::{Pods, Unenforced},
     shares::Shares,
 };
-use crate::{hbone::Pool, identity::SvidStore, mesh::Snapshot, shutdown::Shutdown};
+use crate::{
+    hbone::Pool,
+    identity::SvidStore,
+    mesh::{Snapshot, Workload},
+    shutdown::Shutdown,
+};
 
 /// How the proxy behaves.
 #[derive(Clone, Debug)]
@@ -36,6 +43,9 @@ pub struct Context {
     /// Tunnels whose client has not shown yet who it is.
     pub(super) handshakes: Shares,
     pub(super) hold_unknown: bool,
+    pub(super) pods: Pods,
+    /// Turns to look at the connections of one pod that bypass the agent.
+    pub(super) sweeps: Semaphore,
 }
 
 impl Context {
@@ -61,6 +71,8 @@ impl Context {
             shares: Shares::new(config.max_connections),
             handshakes: Shares::new(MAX_HANDSHAKES),
             hold_unknown: config.hold_unknown,
+            pods: Pods::default(),
+            sweeps: Semaphore::new(SWEEPS),
         }))
     }
 
@@ -72,6 +84,16 @@ impl Context {
     /// Returns when every connection has ended.
     pub async fn finished(&self) {
         self.shutdown.tasks().wait().await;
+    }
+
+    /// Returns the connections that policy does not permit and that could not be ended.
+    pub fn unenforced(&self) -> Vec<Unenforced> {
+        self.pods.unenforced()
+    }
+
+    /// Returns the workload that has an address. Who else may send from it is another question.
+    pub(super) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.mesh.borrow().workload(address).cloned()
     }
 
     /// Waits until the access log's lines are written. Blocks; for the agent's end.

@@ -2,7 +2,6 @@
 //! that it sees the real client.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -13,8 +12,9 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client_ports::ClientPort,
-    context::{CERTIFICATE_LIMIT, Context, DIAL_LIMIT},
+    admission::{Admission, Refused},
+    application::{self, ApplicationError, Client},
+    context::{CERTIFICATE_LIMIT, Context},
     copy::{self, CopyError, Side, TunnelSink},
     listener,
     metrics::Reporter,
@@ -150,39 +150,60 @@ async fn carry(
     outcome.came_from(identity.clone(), client(context, client_ip, &identity));
     let Some(target) = target(context, pod, &incoming) else {
         let authority = incoming.authority().to_owned();
-        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-        return Err(InboundError::NotHere(authority));
+        return Err(unavailable(incoming, InboundError::NotHere(authority)));
     };
     outcome.asked_for(OrigDst::new(target));
+    let mut admission = Admission::new(pod.subscribe(), client_ip, Some(identity), target);
+    let permit = match admission.ask(outcome) {
+        Ok(permit) => permit,
+        Err(refused) => return Err(deny(incoming, refused)),
+    };
     let hint = incoming.forwarded_for().filter(|address| address.ip().to_canonical() == client_ip);
-    let Some(client) = pod.client_ports.reserve(client_ip, hint.map(|address| address.port())) else {
-        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-        return Err(InboundError::NoClientPort(peer));
+    let client = Client { address: client_ip, port: hint.map(|address| address.port()) };
+    let client = match application::reserve(pod, client) {
+        Ok(client) => client,
+        Err(error) => return Err(unavailable(incoming, error)),
     };
     outcome.client_shown(client.address());
     let dialled = tokio::select! {
-        dialled = dial(pod, target, &client) => dialled,
+        dialled = application::dial(pod, &permit, target, &client) => dialled,
         error = incoming.cancelled() => return Err(error.into()),
     };
     let stream = match dialled {
         Ok(stream) => stream,
-        Err(error) => {
-            incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-            return Err(error);
-        }
+        Err(error) => return Err(unavailable(incoming, error)),
     };
+    // An application may take its time to answer.
+    if let Err(refused) = admission.ask_again() {
+        return Err(deny(incoming, refused));
+    }
     let (sender, receiver) = incoming.accept()?.split();
     outcome.opened(true);
     // Bytes "up" go from the client to the application.
-    copy::copy(
+    let copied = copy::copy(
         (receiver, TunnelSink::new(sender)),
         copy::tcp(&stream, Side::Local),
         &outcome.up,
         &outcome.down,
-    )
-    .await?;
+    );
+    tokio::select! {
+        copied = copied => copied?,
+        refused = admission.revoked() => return Err(refused.into()),
+    }
     close_gently(&stream);
     Ok(())
+}
+
+/// Answers that policy refuses the connection.
+fn deny(incoming: Incoming, refused: Refused) -> InboundError {
+    incoming.refuse(StatusCode::UNAUTHORIZED);
+    refused.into()
+}
+
+/// Answers that there is nobody to connect to.
+fn unavailable(incoming: Incoming, error: impl Into<InboundError>) -> InboundError {
+    incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+    error.into()
 }
 
 /// Returns the workload that a tunnel comes from, where its address and identity agree on one.
@@ -197,13 +218,6 @@ fn target(context: &Context, pod: &Shared, incoming: &Incoming) -> Option<Socket
         Some(target) => workload.addresses.contains(&target.ip().to_canonical()).then_some(target),
         None => context.mesh.borrow().service_target(incoming.authority(), &workload),
     }
-}
-
-async fn dial(pod: &Shared, target: SocketAddr, client: &ClientPort) -> Result<TcpStream, InboundError> {
-    timeout(DIAL_LIMIT, pod.capture.dialler().dial_app(target, client.address()))
-        .await
-        .map_err(|_| InboundError::DialTimeout(target, DIAL_LIMIT))?
-        .map_err(|error| InboundError::Dial(target, error))
 }
 
 /// How long a tunnel that has not been asked for anything stays open for it: a peer opens one when it has a request.
@@ -224,12 +238,10 @@ enum InboundError {
         "{0} is neither an address nor a service of this pod: the peer's view of the mesh is out of date"
     )]
     NotHere(String),
-    #[error("the client {0} has every port in use toward this pod")]
-    NoClientPort(SocketAddr),
-    #[error("the application does not accept connections at {0}: {1}")]
-    Dial(SocketAddr, #[source] io::Error),
-    #[error("the application at {0} did not answer within {1:?}")]
-    DialTimeout(SocketAddr, Duration),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Application(#[from] ApplicationError),
     #[error("the tunnel's stream failed: {0}")]
     Tunnel(#[from] TunnelError),
     #[error(transparent)]
@@ -244,9 +256,9 @@ impl InboundError {
             Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
             Self::Serve(error) => error.reason(),
             Self::NotHere(_) => Reason::UnknownDestination,
-            Self::NoClientPort(_) | Self::Handshakes(_) => Reason::Overload,
-            Self::Dial(..) => Reason::DialFailed,
-            Self::DialTimeout(..) => Reason::Timeout,
+            Self::Handshakes(_) => Reason::Overload,
+            Self::Refused(refused) => refused.reason(),
+            Self::Application(error) => error.reason(),
             Self::Tunnel(error) => error.reason(),
             Self::Copy(error) => error.reason(),
             Self::Ended(ended) => ended.reason(),

@@ -10,6 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::verdicts::Verdicts;
 use crate::mesh::{Reason, Service, Workload};
 
 /// The data path's metrics.
@@ -22,6 +23,7 @@ pub struct Metrics {
     failed: Family<FailureLabels, Counter>,
     active: Gauge,
     pub(super) log_dropped: Counter,
+    pub(super) verdicts: Verdicts,
     seen: Mutex<HashSet<Labels>>,
 }
 
@@ -120,6 +122,7 @@ impl Metrics {
             "Access-log lines dropped because the log's reader was too slow",
             metrics.log_dropped.clone(),
         );
+        metrics.verdicts.register(own);
         metrics
     }
 

@@ -10,19 +10,32 @@
 //! there are is `enroll`'s business; what the kernel does is `capture`'s.
 
 mod access_log;
+mod admission;
+mod application;
 mod baggage;
+mod bypass;
 mod client_ports;
 mod context;
 mod copy;
+#[cfg(test)]
+mod fixtures;
 mod inbound;
 mod listener;
 mod metrics;
 mod outbound;
 mod outcome;
+mod plaintext;
 mod pod;
+mod pods;
+mod refusals;
 mod shares;
+mod terms;
+mod verdicts;
 
 pub use access_log::AccessLogFormat;
 pub use context::{Config, Context};
 pub use metrics::Metrics;
 pub use pod::Pod;
+pub use pods::Unenforced;
+pub use refusals::follow as follow_refusals;
+pub use terms::Terms;

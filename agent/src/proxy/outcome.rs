@@ -7,8 +7,9 @@ use super::{
     context::Context,
     copy::Meter,
     metrics::{Labels, Reporter, Series},
+    verdicts,
 };
-use crate::mesh::{Identity, OrigDst, Reason, Service, Workload};
+use crate::mesh::{Decision, Identity, OrigDst, Reason, Service, Workload};
 
 /// One connection's account, from accept to end.
 pub(super) struct Outcome<'a> {
@@ -25,6 +26,8 @@ pub(super) struct Outcome<'a> {
     mutual_tls: bool,
     series: Option<Series>,
     failure: Option<(Reason, String)>,
+    policy: Option<String>,
+    dry_run: Option<String>,
     /// From source to destination.
     pub(super) up: Meter,
     /// From destination to source.
@@ -62,6 +65,8 @@ impl<'a> Outcome<'a> {
             mutual_tls: false,
             series: None,
             failure: None,
+            policy: None,
+            dry_run: None,
             up: Meter::default(),
             down: Meter::default(),
         }
@@ -89,6 +94,20 @@ impl<'a> Outcome<'a> {
         self.source_identity = Some(identity);
         self.source_workload = workload;
         self.mutual_tls = true;
+    }
+
+    /// Notes who has the address that an inbound connection without an identity comes from: a hint for people, which
+    /// nobody has proved.
+    pub(super) fn came_in_plaintext(&mut self, workload: Option<Arc<Workload>>) {
+        self.source_workload = workload;
+        self.mutual_tls = false;
+    }
+
+    /// Notes what the policies decided, and counts it.
+    pub(super) fn decided(&mut self, decision: &Decision) {
+        self.context.metrics.verdicts.count(decision);
+        self.policy = verdicts::decider(&decision.verdict).map(ToString::to_string);
+        self.dry_run = decision.dry_run.as_ref().map(|dry_run| verdicts::summary(&dry_run.verdict));
     }
 
     /// Notes the client's address as the application sees it.
@@ -120,9 +139,13 @@ impl<'a> Outcome<'a> {
 
     fn entry(&mut self) -> Entry {
         let mut source_peer = self.source_workload.as_deref().map(Peer::of).unwrap_or_default();
-        if let Some(identity) = &self.source_identity {
-            source_peer.identity = Some(identity.to_string());
-            source_peer.namespace.get_or_insert_with(|| identity.namespace().to_owned());
+        match (&self.source_identity, self.reporter) {
+            (Some(identity), _) => {
+                source_peer.identity = Some(identity.to_string());
+                source_peer.namespace.get_or_insert_with(|| identity.namespace().to_owned());
+            }
+            (None, Reporter::Destination) => source_peer.identity = None,
+            (None, Reporter::Source) => {}
         }
         let (reason, error) = self.failure.take().unzip();
         Entry {
@@ -134,6 +157,8 @@ impl<'a> Outcome<'a> {
             result: if reason.is_some() { "error" } else { "ok" },
             reason,
             error,
+            policy: self.policy.take(),
+            dry_run: self.dry_run.take(),
             security: if self.mutual_tls { "mutual_tls" } else { "none" },
             source: self.source,
             source_peer,

@@ -1,16 +1,13 @@
 //! One enrolled pod of this node: what its connections need to know, and the tasks that accept them.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, sync::Arc};
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    client_ports::ClientPorts, context::Context, inbound, listener, metrics::Reporter, outbound,
-    shares::Holder,
+    bypass::Bypass, client_ports::ClientPorts, context::Context, inbound, listener, metrics::Reporter,
+    outbound, plaintext, shares::Holder, terms::Terms,
 };
 use crate::{
     capture::{self, PodCapture},
@@ -28,7 +25,8 @@ pub struct Pod {
 pub(super) struct Shared {
     pub(super) capture: PodCapture,
     pub(super) client_ports: ClientPorts,
-    workload: Mutex<Arc<Workload>>,
+    pub(super) bypass: Bypass,
+    terms: watch::Sender<Terms>,
     /// Cancelled when the pod has gone: its connections end.
     pub(super) gone: CancellationToken,
     /// Cancelled when the listeners are to close: the pod left the mesh, or the agent drains.
@@ -40,13 +38,15 @@ impl Pod {
     ///
     /// # Errors
     /// Where its listeners cannot be used.
-    pub fn start(context: &Arc<Context>, workload: Arc<Workload>, capture: PodCapture) -> io::Result<Self> {
+    pub fn start(context: &Arc<Context>, terms: Terms, capture: PodCapture) -> io::Result<Self> {
         let outbound = listen(capture.outbound_listeners()?)?;
         let hbone = listen(capture.hbone_listeners()?)?;
+        let inspected = listen(capture.plaintext_listeners()?)?;
         let shared = Arc::new(Shared {
             capture,
             client_ports: ClientPorts::default(),
-            workload: Mutex::new(workload),
+            bypass: Bypass::default(),
+            terms: watch::Sender::new(terms),
             gone: CancellationToken::new(),
             closing: CancellationToken::new(),
         });
@@ -56,6 +56,11 @@ impl Pod {
         for socket in hbone {
             listener::serve(context, &shared, (socket, Reporter::Destination), inbound::serve);
         }
+        for socket in inspected {
+            listener::serve(context, &shared, (socket, Reporter::Destination), plaintext::serve);
+        }
+        Bypass::watch(context, &shared);
+        context.pods.add(&shared);
         Ok(Self { shared })
     }
 
@@ -64,9 +69,27 @@ impl Pod {
         self.shared.workload()
     }
 
-    /// Takes a new description of the same pod.
-    pub fn describe(&self, workload: Arc<Workload>) {
-        *self.shared.workload.lock().unwrap_or_else(PoisonError::into_inner) = workload;
+    /// Returns the terms on which it takes connections.
+    pub fn terms(&self) -> Terms {
+        self.shared.terms()
+    }
+
+    /// Takes the terms of a newer snapshot. Where they decide otherwise, the connections that the agent carries are
+    /// checked again, and the answer is true: those that it does not carry are then to be, by [`Self::sweep`].
+    pub fn set_terms(&self, terms: Terms) -> bool {
+        let mut decisive = false;
+        self.shared.terms.send_if_modified(|now| {
+            decisive = !terms.decide_as(now);
+            *now = terms;
+            decisive
+        });
+        decisive
+    }
+
+    /// Ends the connections that bypass the agent and that policy does not permit, soon and in another task. To be called
+    /// once the kernel lets no more of them in.
+    pub fn sweep(&self) {
+        self.shared.bypass.sweep();
     }
 
     /// Returns the kernel's side of the pod.
@@ -128,7 +151,17 @@ impl Shared {
     }
 
     pub(super) fn workload(&self) -> Arc<Workload> {
-        self.workload.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.terms.borrow().workload.clone()
+    }
+
+    /// Returns the terms as they are now.
+    pub(super) fn terms(&self) -> Terms {
+        self.terms.borrow().clone()
+    }
+
+    /// Returns the terms as they are, and as they come to be.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Terms> {
+        self.terms.subscribe()
     }
 }
 

@@ -17,7 +17,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("admin", &["mesh"]),
     ("ca_server", &["mesh", "identity", "shutdown"]),
     // Reads what each component says of itself, for `admin` to show.
-    ("report", &["mesh", "identity", "control", "capture", "hbone", "enroll", "admin", "shutdown"]),
+    ("report", &["mesh", "identity", "control", "capture", "hbone", "proxy", "enroll", "admin", "shutdown"]),
     ("shutdown", &[]),
 ];
 

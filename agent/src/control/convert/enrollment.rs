@@ -25,6 +25,10 @@ pub(in crate::control) struct PodLabels {
 }
 
 impl NamespaceLabels {
+    pub(super) fn enrolled() -> Self {
+        Self { mesh: Some(true), ambient: false }
+    }
+
     pub(super) fn read(labels: Option<&Labels>) -> Result<Self, Invalid> {
         Ok(Self { mesh: mesh_label(labels)?, ambient: ambient_label(labels).unwrap_or(false) })
     }

@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::{FieldPath, Invalid};
 use crate::mesh::{self, TrustDomain};
 
-pub use policy::{PolicyNotice, Severity};
+pub use policy::{PolicyNotice, Severity, Topic};
 
 pub(super) use endpoints::Slice;
 pub(super) use enrollment::{NamespaceLabels, PodLabels};
@@ -150,6 +150,11 @@ impl Record {
         Ok(Self { key, content, notices })
     }
 
+    /// A namespace whose label enrols its pods.
+    pub(super) fn enrolled_namespace(key: Key) -> Self {
+        Self { key, content: Content::Namespace(NamespaceLabels::enrolled()), notices: Vec::new() }
+    }
+
     /// Returns what people must know about it, where it is a policy.
     pub fn notices(&self) -> &[PolicyNotice] {
         &self.notices
@@ -202,11 +207,25 @@ impl Key {
     }
 }
 
+impl Kind {
+    /// Returns the kind as Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             Kind::Namespace => write!(f, "Namespace {}", self.name),
-            kind => write!(f, "{kind:?} {}/{}", self.namespace, self.name),
+            kind => write!(f, "{} {}/{}", kind.as_str(), self.namespace, self.name),
         }
     }
 }

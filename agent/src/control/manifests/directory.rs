@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ffi::OsString,
-    fmt, fs,
+    ffi::{OsStr, OsString},
+    fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -14,20 +14,10 @@ use std::{
 
 use super::{
     super::{Index, Key, Record, Settings},
-    document::{self, Contents, Fault, Format},
+    Problem,
+    document::{self, Contents, Fault, Format, Located},
 };
 use crate::mesh::Snapshot;
-
-/// Something wrong in the manifests. It stays listed until it is put right.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Problem {
-    /// The file, or the directory itself.
-    pub file: PathBuf,
-    /// The line, counted from 1, where one can be told.
-    pub line: Option<usize>,
-    /// What is wrong, and what is in force instead.
-    pub message: String,
-}
 
 /// A directory as it was last read.
 #[derive(Debug)]
@@ -57,6 +47,8 @@ struct File {
 struct Item {
     record: Arc<Record>,
     line: usize,
+    /// What people must know about it.
+    notices: Vec<Problem>,
 }
 
 impl Directory {
@@ -81,7 +73,7 @@ impl Directory {
     pub(super) fn scan(&mut self) -> io::Result<bool> {
         let names = self.names().inspect_err(|error| {
             let message = format!("cannot be read: {error}; everything stays in force");
-            self.unreadable = Some(Problem { file: self.path.clone(), line: None, message });
+            self.unreadable = Some(Problem { file: self.path.clone(), line: None, message, policy: None });
         })?;
         self.unreadable = None;
         let before = self.files.len();
@@ -99,8 +91,17 @@ impl Directory {
 
     /// Everything that is wrong at the moment.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let files = self.files.values().flat_map(|file| &file.problems);
+        let files = self.files.values().flat_map(|file| file.problems.iter().chain(self.notices(file)));
         self.unreadable.iter().chain(files).chain(&self.duplicates).cloned().collect()
+    }
+
+    /// What people must know about the policies of a file that are in force.
+    fn notices<'a>(&'a self, file: &'a File) -> impl Iterator<Item = &'a Problem> {
+        let items = file.objects.iter().filter(|(key, item)| {
+            !item.notices.is_empty()
+                && self.applied.get(key).is_some_and(|applied| Arc::ptr_eq(applied, &item.record))
+        });
+        items.flat_map(|(_, item)| &item.notices)
     }
 
     fn names(&self) -> io::Result<Vec<OsString>> {
@@ -119,7 +120,7 @@ impl Directory {
     fn read(&mut self, name: OsString) -> bool {
         let path = self.path.join(&name);
         let problem =
-            |fault: Fault| Problem { file: path.clone(), line: Some(fault.line), message: fault.message };
+            |Fault { line, message }| Problem { file: path.clone(), line: Some(line), message, policy: None };
         let bytes = match read_bounded(&path) {
             Ok(bytes) => bytes,
             // Deleted since the directory was listed.
@@ -129,7 +130,7 @@ impl Directory {
             Err(error) => {
                 let file = self.files.entry(name).or_default();
                 let message = format!("cannot be read: {error}; what it said before stays in force");
-                file.problems = vec![Problem { file: path, line: None, message }];
+                file.problems = vec![Problem { file: path, line: None, message, policy: None }];
                 file.digest = None;
                 return false;
             }
@@ -144,7 +145,7 @@ impl Directory {
         if blank && !file.objects.is_empty() {
             // What a shell's `>` leaves for as long as the command before it takes.
             let message = "is empty; what it said before stays in force until the file is deleted".to_owned();
-            file.problems = vec![Problem { file: path, line: None, message }];
+            file.problems = vec![Problem { file: path, line: None, message, policy: None }];
             return false;
         }
         let format = format(&name).unwrap_or(Format::Yaml);
@@ -176,7 +177,7 @@ impl Directory {
                     earlier.line
                 );
                 let file = self.path.join(name);
-                self.duplicates.push(Problem { file, line: Some(item.line), message });
+                self.duplicates.push(Problem { file, line: Some(item.line), message, policy: None });
             }
         }
         let mut changed = false;
@@ -211,9 +212,13 @@ impl File {
         let Contents { records, invalid, unused: _ } = contents;
         let mut objects: BTreeMap<Key, Item> = BTreeMap::new();
         let mut problems = Vec::new();
-        for (record, line) in records {
+        for Located { record, line, notice_lines } in records {
             let key = record.key().clone();
-            let item = Item { record: Arc::new(record), line };
+            let notices = record.notices().iter().zip(notice_lines).map(|(notice, line)| {
+                let policy = Some((key.kind, notice.severity));
+                Problem { policy, ..problem(Fault { line, message: notice.to_string() }) }
+            });
+            let item = Item { notices: notices.collect(), record: Arc::new(record), line };
             if let Some(earlier) = objects.insert(key.clone(), item) {
                 let message = format!("{key} stands in line {} too: this one counts", earlier.line);
                 problems.push(problem(Fault { line, message }));
@@ -230,17 +235,7 @@ impl File {
     }
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
-            write!(f, ":{line}")?;
-        }
-        write!(f, ": {}", self.message)
-    }
-}
-
-fn format(name: &OsString) -> Option<Format> {
+pub(super) fn format(name: &OsStr) -> Option<Format> {
     match Path::new(name).extension()?.to_str()? {
         "yaml" | "yml" => Some(Format::Yaml),
         "json" => Some(Format::Json),
@@ -248,7 +243,7 @@ fn format(name: &OsString) -> Option<Format> {
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     // Not to wait for the writer of a FIFO.
     let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -262,7 +257,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Fault> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, Fault> {
     str::from_utf8(bytes).map_err(|error| {
         let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         Fault { line, message: "is not UTF-8".to_owned() }

@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
 
 use super::{
-    super::{FieldPath, Invalid, Key, Kind, Object, Record, Settings},
+    super::{FieldPath, Invalid, Key, Kind, Object, PolicyNotice, Record, Settings},
     tree::{Locate, Tree, budget},
 };
 
@@ -19,11 +19,21 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     /// The valid objects, in the file's order.
-    pub(super) records: Vec<(Record, usize)>,
+    pub(super) records: Vec<Located>,
     /// The objects that are not valid, and why.
     pub(super) invalid: Vec<(Key, Fault)>,
     /// The kinds that mean nothing here, as `apiVersion kind`.
     pub(super) unused: Vec<String>,
+}
+
+/// A valid object.
+#[derive(Debug)]
+pub(super) struct Located {
+    pub(super) record: Record,
+    /// The line that it begins on.
+    pub(super) line: usize,
+    /// The line of each of its notices.
+    pub(super) notice_lines: Vec<usize>,
 }
 
 /// Something wrong in a file, and the line that it stands on, counted from 1.
@@ -41,16 +51,27 @@ pub(super) enum Format {
 }
 
 /// One document of a file.
-struct Document<'a> {
-    text: &'a str,
+pub(super) struct Document<'a> {
+    pub(super) text: &'a str,
     /// The lines before it.
-    offset: usize,
-    format: Format,
+    pub(super) offset: usize,
+    pub(super) format: Format,
 }
 
-struct Reader<'a> {
+/// Collects the objects of documents.
+pub(super) struct Reader<'a> {
     settings: &'a Settings,
-    contents: Contents,
+    /// The valid objects, and the steps to each from its document's root. To find the line of one takes as long as to read
+    /// the whole document.
+    pub(super) records: Vec<(Record, FieldPath)>,
+    pub(super) invalid: Vec<(Key, Fault)>,
+    unused: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(settings: &'a Settings) -> Self {
+        Self { settings, records: Vec::new(), invalid: Vec::new(), unused: Vec::new() }
+    }
 }
 
 /// Reads a file.
@@ -59,17 +80,18 @@ struct Reader<'a> {
 /// Where the text is not well formed, or an object cannot be told from others: then nobody knows what the file means
 /// to leave out, and nothing of it counts. An object that is only invalid is reported in the contents.
 pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Contents, Fault> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { settings, contents: Contents::default() };
+    let mut reader = Reader::new(settings);
+    let mut located = Vec::new();
     for document in documents(text, format) {
         let value = document.parse()?;
         document.read(value, &FieldPath::default(), &mut reader)?;
+        located.extend(reader.records.drain(..).map(|(record, path)| document.locate(record, &path)));
     }
-    Ok(reader.contents)
+    Ok(Contents { records: located, invalid: reader.invalid, unused: reader.unused })
 }
 
 impl Document<'_> {
-    fn parse(&self) -> Result<Value, Fault> {
+    pub(super) fn parse(&self) -> Result<Value, Fault> {
         let budget = budget(self.text);
         let tree = Tree::new(&budget);
         match self.format {
@@ -93,7 +115,7 @@ impl Document<'_> {
     }
 
     /// The line of a field, or of what it is missing from.
-    fn line(&self, path: &FieldPath) -> usize {
+    pub(super) fn line(&self, path: &FieldPath) -> usize {
         let locate = Locate(path.segments());
         let line = match self.format {
             Format::Yaml => {
@@ -109,7 +131,12 @@ impl Document<'_> {
     }
 
     /// Reads an object, or each object of a list; `path` leads to it from the document's root.
-    fn read(&self, mut value: Value, path: &FieldPath, reader: &mut Reader<'_>) -> Result<(), Fault> {
+    pub(super) fn read(
+        &self,
+        mut value: Value,
+        path: &FieldPath,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Fault> {
         if value.is_null() {
             return Ok(());
         }
@@ -143,21 +170,24 @@ impl Document<'_> {
         reader: &mut Reader<'_>,
     ) -> Result<(), Fault> {
         let Some((kind, parse)) = parser(version, kind) else {
-            reader.contents.unused.push(format!("{version} {kind}"));
+            reader.unused.push(format!("{version} {kind}"));
             return Ok(());
         };
         let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
-            Ok(record) => reader.contents.records.push((record, self.line(path))),
+            Ok(record) => reader.records.push((record, path.clone())),
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
-                reader
-                    .contents
-                    .invalid
-                    .push((key.clone(), Fault { line, message: format!("{key}: {message}") }));
+                reader.invalid.push((key.clone(), Fault { line, message: format!("{key}: {message}") }));
             }
         }
         Ok(())
+    }
+
+    fn locate(&self, record: Record, path: &FieldPath) -> Located {
+        let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
+        let notice_lines = record.notices().iter().map(line).collect();
+        Located { record, line: self.line(path), notice_lines }
     }
 
     fn fault(&self, invalid: &Invalid, path: &FieldPath) -> Fault {
@@ -167,7 +197,8 @@ impl Document<'_> {
 
 /// Splits a file into its documents. A line that begins with `---` or `...` begins or ends one wherever it stands,
 /// also in a block of text (YAML 1.2.2, §9.1.2).
-fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+pub(super) fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
         return vec![Document { text, offset: 0, format }];
     }
@@ -251,7 +282,10 @@ mod tests {
     fn check_as(format: Format, text: &str, expected: &[&str]) {
         let shown = match read(text, format, &settings()) {
             Ok(contents) => {
-                let valid = contents.records.iter().map(|(record, line)| format!("{line} {}", record.key()));
+                let valid = contents
+                    .records
+                    .iter()
+                    .map(|Located { record, line, .. }| format!("{line} {}", record.key()));
                 let invalid =
                     contents.invalid.iter().map(|(_, fault)| format!("{}! {}", fault.line, fault.message));
                 let unused = contents.unused.iter().map(|kind| format!("unused {kind}"));

@@ -10,21 +10,35 @@
 
 mod directory;
 mod document;
+mod metrics;
+mod objects;
+mod problem;
+mod source;
 mod tree;
 mod watcher;
 
-use std::{io, path::PathBuf, sync::Arc, thread};
+use std::{
+    collections::HashSet,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
 
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use self::{
     directory::Directory,
+    metrics::PolicyProblems,
     watcher::{Stopper, Watcher},
 };
 use super::{Readiness, Settings, publish::Publisher};
 use crate::mesh::{Snapshot, TrustDomain};
 
-pub use directory::Problem;
+pub use objects::{Objects, Place};
+pub use problem::Problem;
+pub use source::Source;
 
 /// A directory that is being watched, for as long as this lives.
 #[derive(Debug)]
@@ -83,6 +97,11 @@ impl Manifests {
     pub fn problems(&self) -> watch::Receiver<Arc<Vec<Problem>>> {
         self.problems.clone()
     }
+
+    /// Registers the metrics of what is wrong with policies.
+    pub fn register(&self, registry: &mut Registry) {
+        PolicyProblems::register(registry, self.problems());
+    }
 }
 
 fn follow(
@@ -107,7 +126,9 @@ fn report(listed: &watch::Sender<Arc<Vec<Problem>>>, problems: Vec<Problem>) {
         if **known == problems {
             return false;
         }
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+        // Not by the line: what is still there is not new because something was written above it.
+        let old: HashSet<(&Path, &str)> = known.iter().map(gist).collect();
+        for problem in problems.iter().filter(|problem| !old.contains(&gist(problem))) {
             tracing::warn!(file = %problem.file.display(), line = problem.line, "manifest: {}", problem.message);
         }
         if problems.is_empty() {
@@ -116,6 +137,10 @@ fn report(listed: &watch::Sender<Arc<Vec<Problem>>>, problems: Vec<Problem>) {
         *known = Arc::new(problems);
         true
     });
+}
+
+fn gist(problem: &Problem) -> (&Path, &str) {
+    (&problem.file, &problem.message)
 }
 
 #[cfg(test)]

@@ -264,3 +264,82 @@ async fn watching_ends_when_nobody_wants_it() {
     let ended = tokio::time::timeout(DEADLINE, snapshots.changed()).await.expect("the thread goes on");
     assert!(ended.is_err(), "a snapshot was published instead");
 }
+
+/// An AuthorizationPolicy for all of `shop`, whose spec is on line 4 of its document.
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1beta1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: readers, namespace: shop}}\nspec: {spec}\n"
+    )
+}
+
+/// What the policies say to plaintext from 10.0.0.9 to port 80 of the pod `web`.
+fn is_permitted(snapshot: &Snapshot) -> bool {
+    let workload = snapshot.workload("10.0.0.1".parse().unwrap()).unwrap();
+    let connection = crate::mesh::Connection {
+        source: "10.0.0.9".parse().unwrap(),
+        identity: None,
+        destination: "10.0.0.1:80".parse().unwrap(),
+    };
+    snapshot.policies().authorize(workload, &connection).verdict.is_ok()
+}
+
+#[tokio::test]
+async fn policies_take_effect_and_are_never_lost() {
+    let web = pod("web", "10.0.0.1");
+    let mesh = Fixture::new(&[("pods.yaml", &web), ("policy.yaml", &policy("{}"))]);
+    let mut snapshots = mesh.manifests.snapshots();
+    assert!(!is_permitted(&snapshots.borrow_and_update()));
+    assert!(mesh.problems().is_empty(), "{:?}", mesh.problems());
+
+    mesh.replace("policy.yaml", &policy("{rules: [{}]}"));
+    tokio::time::timeout(DEADLINE, snapshots.wait_for(|mesh| is_permitted(mesh))).await.unwrap().unwrap();
+
+    // Not well formed: what the file said before stays in force.
+    mesh.replace("policy.yaml", &policy("{rules: ["));
+    mesh.until_problem("policy.yaml:").await;
+    assert!(is_permitted(&snapshots.borrow_and_update()));
+
+    // Well formed, and no policy: it fails closed.
+    mesh.replace("policy.yaml", &policy("\n  rules: 5"));
+    tokio::time::timeout(DEADLINE, snapshots.wait_for(|mesh| !is_permitted(mesh))).await.unwrap().unwrap();
+    mesh.until_problem("policy.yaml:5: AuthorizationPolicy shop/readers: spec.rules: must be a list").await;
+
+    fs::remove_file(mesh.path("policy.yaml")).unwrap();
+    tokio::time::timeout(DEADLINE, snapshots.wait_for(|mesh| is_permitted(mesh))).await.unwrap().unwrap();
+    mesh.until_no_problem().await;
+}
+
+#[test]
+fn notices_about_policies_are_listed_and_counted() {
+    let odd = policy("{action: CUSTOM, rules: [{to: [{operation: {paths: [/x]}}]}]}");
+    let mesh =
+        Fixture::new(&[("a.yaml", &odd), ("b.yaml", &odd.replace("readers", "typo").replace("[/x]", "7"))]);
+    let starts: Vec<_> = mesh.problems().iter().map(|problem| problem[..46].to_owned()).collect();
+    assert_eq!(
+        starts,
+        [
+            "a.yaml:4: AuthorizationPolicy shop/readers: sp",
+            "a.yaml:4: AuthorizationPolicy shop/readers: sp",
+            "b.yaml:4: AuthorizationPolicy shop/typo: spec.",
+            "b.yaml:4: AuthorizationPolicy shop/typo: spec.",
+        ]
+    );
+    let faults = mesh.manifests.problems().borrow().iter().filter(|problem| problem.is_fault()).count();
+    assert_eq!(faults, 1, "{:?}", mesh.problems());
+
+    let mut registry = Registry::default();
+    mesh.manifests.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let series =
+        |kind, severity| format!("culvert_policy_problems{{kind=\"{kind}\",severity=\"{severity}\"}}");
+    for (kind, severity, count) in [
+        ("AuthorizationPolicy", "error", 1),
+        ("AuthorizationPolicy", "warning", 3),
+        ("PeerAuthentication", "error", 0),
+        ("PeerAuthentication", "warning", 0),
+    ] {
+        assert!(text.contains(&format!("{} {count}\n", series(kind, severity))), "{kind} {severity}: {text}");
+    }
+}

@@ -24,6 +24,11 @@ impl IpBlocks {
         }
     }
 
+    /// Returns whether each address of `other` is in one of the blocks.
+    pub(super) fn cover(&self, other: &Self) -> bool {
+        self.v4.cover(&other.v4) && self.v6.cover(&other.v6)
+    }
+
     /// Returns whether every address of both families is in one of the blocks.
     pub fn holds_all(&self) -> bool {
         self.v4.0 == [(0, u32::MAX.into())] && self.v6.0 == [(0, u128::MAX)]
@@ -56,6 +61,12 @@ impl Ranges {
     fn hold(&self, address: u128) -> bool {
         let after = self.0.partition_point(|(first, _)| *first <= address);
         after.checked_sub(1).is_some_and(|last| address <= self.0[last].1)
+    }
+
+    fn cover(&self, other: &Self) -> bool {
+        // With a gap between any two, a range of `other` lies in one of them or not at all.
+        let within = |(first, last)| self.0.iter().any(|range| range.0 <= first && last <= range.1);
+        other.0.iter().copied().all(within)
     }
 
     fn tidy(&mut self) {

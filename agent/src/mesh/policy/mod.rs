@@ -10,7 +10,9 @@
 //!                              └───────► explain(workload, connection) ──► Explanation, for people
 //! ```
 
+mod answer;
 mod blocks;
+mod cover;
 mod decision;
 mod evaluate;
 mod explain;
@@ -18,6 +20,7 @@ mod name;
 mod nearest;
 mod peer;
 mod plaintext;
+mod query;
 mod rule;
 mod selector;
 mod set;
@@ -26,6 +29,7 @@ mod truth;
 mod view;
 mod words;
 
+pub use answer::Answer;
 pub use blocks::IpBlocks;
 pub use decision::{Connection, Decision, Denial, DryRun, Mismatch, Permit};
 pub use explain::{
@@ -35,6 +39,7 @@ pub use explain::{
 pub use name::{PolicyKind, PolicyName};
 pub use peer::{Level, Mode, PeerAuthentication};
 pub use plaintext::{Plaintext, PlaintextAction};
+pub use query::{BeforePolicy, Client, Query, QueryError, Server};
 pub use rule::{Action, AuthorizationPolicy, Clause, Entry, Field, Rule, Rules, Test, Values};
 pub use selector::Target;
 pub use set::PolicySet;

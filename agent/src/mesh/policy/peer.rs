@@ -53,12 +53,31 @@ pub enum Level {
     Mesh,
 }
 
+impl Level {
+    /// Returns its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Port => "port",
+            Self::Workload => "workload",
+            Self::Namespace => "namespace",
+            Self::Mesh => "mesh",
+        }
+    }
+}
+
 /// The PeerAuthentications that count for a pod.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Levels<'a> {
     pub(super) workload: Option<&'a PeerAuthentication>,
     pub(super) namespace: Option<&'a PeerAuthentication>,
     pub(super) mesh: Option<&'a PeerAuthentication>,
+}
+
+impl PeerAuthentication {
+    /// Returns what orders the objects of one level: the first counts.
+    pub fn age(&self) -> impl Ord {
+        (self.created.is_none(), self.created, self.name.clone())
+    }
 }
 
 impl Mode {

@@ -57,6 +57,18 @@ impl PolicySet {
         self.authorized.of(workload).into_iter().map(|at| &*self.authorization[at as usize]).collect()
     }
 
+    /// Returns the PeerAuthentications, without those of which an older one takes the place.
+    pub fn authentication(&self) -> &[Arc<PeerAuthentication>] {
+        &self.authentication
+    }
+
+    /// Returns the PeerAuthentications that a pod's modes come from: the port levels' and the workload's first, then the
+    /// namespace's, then the mesh's.
+    pub fn authenticating(&self, workload: &Workload) -> impl Iterator<Item = &PeerAuthentication> {
+        let Levels { workload, namespace, mesh } = self.levels(workload);
+        [workload, namespace, mesh].into_iter().flatten()
+    }
+
     /// Decides on a connection to an enrolled pod.
     pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
         let view = View::of(connection);
@@ -158,10 +170,7 @@ fn level(policy: &PeerAuthentication, root: &str) -> Level {
 
 /// From the oldest, and without those that never count: of a namespace's without a selector all but the oldest.
 fn by_age(mut policies: Vec<Arc<PeerAuthentication>>) -> Vec<Arc<PeerAuthentication>> {
-    policies.sort_by(|one, other| {
-        let age = |policy: &PeerAuthentication| (policy.created.is_none(), policy.created);
-        age(one).cmp(&age(other)).then_with(|| one.name.cmp(&other.name))
-    });
+    policies.sort_by(|one, other| one.age().cmp(&other.age()));
     let mut namespaces = HashSet::new();
     policies
         .retain(|policy| policy.selector.is_some() || namespaces.insert(Arc::clone(&policy.name.namespace)));

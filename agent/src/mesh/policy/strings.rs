@@ -78,9 +78,27 @@ impl Strings {
         self.present
     }
 
+    /// Returns whether each text that `other` matches is matched.
+    pub(super) fn cover(&self, other: &Self) -> bool {
+        let Self { exact, prefixes, suffixes, present } = other;
+        if self.present {
+            return true;
+        }
+        !present
+            && exact.iter().all(|text| self.holds(text))
+            && self.prefixes.match_all_of(prefixes)
+            && self.suffixes.match_all_of(suffixes)
+    }
+
     /// Returns the values without a star.
     pub fn exact(&self) -> impl Iterator<Item = &str> {
         self.exact.iter().map(|text| &**text)
+    }
+
+    /// Returns what stands before the star of the values that end in one, without those that another covers.
+    pub fn prefixes(&self) -> impl Iterator<Item = &str> {
+        // They were texts.
+        self.prefixes.0.iter().filter_map(|prefix| std::str::from_utf8(prefix).ok())
     }
 
     /// Returns whether a value with a star is among them.
@@ -110,6 +128,11 @@ impl Prefixes {
     fn tidy(&mut self) {
         self.0.sort_unstable();
         self.0.dedup_by(|longer, shorter| longer.starts_with(shorter));
+    }
+
+    /// Whether each of `others` begins with one of these.
+    fn match_all_of(&self, others: &Self) -> bool {
+        others.0.iter().all(|prefix| self.match_start_of(prefix.iter().copied()))
     }
 
     fn match_start_of(&self, text: impl Iterator<Item = u8> + Clone) -> bool {

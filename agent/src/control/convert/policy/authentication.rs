@@ -9,7 +9,7 @@ use super::{
     fields::port,
     metadata,
     node::Node,
-    notice::{Notices, PolicyNotice},
+    notice::{Notices, PolicyNotice, Topic},
     target::selector,
 };
 use crate::mesh::{Labels, Mode, PeerAuthentication, PolicyKind};
@@ -19,7 +19,8 @@ pub(in super::super) fn convert(object: &Value, key: &Key) -> (PeerAuthenticatio
     let mut notices = Notices::of(key);
     metadata::warn_of_strays(object, &mut notices);
     if !matches!(metadata::dry_run(object), Ok(None)) {
-        notices.warn(metadata::dry_run_path(), "means nothing on a PeerAuthentication: it is enforced");
+        let message = "means nothing on a PeerAuthentication: it is enforced";
+        notices.warn(Topic::DryRunPeerAuthentication, metadata::dry_run_path(), message);
     }
     let (created, selector, modes) = (metadata::created(object), read_selector(object), modes(object));
     let faults = [created.as_ref().err(), selector.as_ref().err(), modes.as_ref().err()];

@@ -6,7 +6,7 @@ use super::{
     super::{Invalid, Key},
     metadata,
     node::Node,
-    notice::{Notices, PolicyNotice},
+    notice::{Notices, PolicyNotice, Topic},
     rules::RuleReader,
     target,
 };
@@ -48,7 +48,7 @@ fn dry_run(object: &Value, notices: &mut Notices<'_>) -> Result<bool, Invalid> {
     let Some(annotation) = metadata::dry_run(object)? else { return Ok(false) };
     if !matches!(annotation, "true" | "false") {
         let message = format!("{annotation:?} is not \"true\": the policy is enforced");
-        notices.warn(metadata::dry_run_path(), message);
+        notices.warn(Topic::DryRunValue, metadata::dry_run_path(), message);
     }
     Ok(annotation == "true")
 }
@@ -85,11 +85,11 @@ fn action(spec: &Node<'_>, notices: &mut Notices<'_>) -> Result<Option<Action>, 
         "DENY" => Ok(Some(Action::Deny)),
         "CUSTOM" => {
             let message = "there is no authorizer to ask yet: the policy counts as DENY with the same rules";
-            notices.warn(action.path, message);
+            notices.warn(Topic::Custom, action.path, message);
             Ok(Some(Action::Custom))
         }
         "AUDIT" => {
-            notices.warn(action.path, "AUDIT changes no verdict: the policy is ignored");
+            notices.warn(Topic::Audit, action.path, "AUDIT changes no verdict: the policy is ignored");
             Ok(None)
         }
         other => Err(action.path.invalid(format!("{other:?} is none of ALLOW, DENY, CUSTOM and AUDIT"))),

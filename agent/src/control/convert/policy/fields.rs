@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{super::Invalid, node::Node, notice::Notices};
+use super::{
+    super::Invalid,
+    node::Node,
+    notice::{Notices, Topic},
+};
 use crate::mesh::{Pattern, Strings, Values};
 
 /// What values are compared with.
@@ -53,6 +57,7 @@ pub(super) fn blocks(list: &Node<'_>, notices: &mut Notices<'_>) -> Result<Vec<I
         })?;
         if block.addr() != block.network() {
             notices.warn(
+                Topic::HostBits,
                 list.at(at),
                 format!("{text} has bits after its prefix: it counts as {}", block.trunc()),
             );
@@ -77,7 +82,8 @@ fn principals(list: &Node<'_>, notices: &mut Notices<'_>) -> Result<Strings, Inv
     for (at, text) in list.texts()?.into_iter().enumerate() {
         let stripped = text.strip_prefix(SCHEME);
         if stripped.is_some() {
-            notices.warn(list.at(at), format!("principals are written without {SCHEME}, which is left out"));
+            let message = format!("principals are written without {SCHEME}, which is left out");
+            notices.warn(Topic::SpiffeScheme, list.at(at), message);
         }
         let parsed = pattern(stripped.unwrap_or(text));
         patterns.push(parsed.map_err(|message| list.at(at).invalid(message))?);

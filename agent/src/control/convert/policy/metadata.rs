@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     super::{FieldPath, Invalid, Key},
     node::Node,
-    notice::Notices,
+    notice::{Notices, Topic},
 };
 use crate::mesh::{PolicyKind, PolicyName};
 
@@ -45,8 +45,8 @@ pub(super) fn created(object: &Value) -> Result<Option<i128>, Invalid> {
 pub(super) fn warn_of_strays(object: &Value, notices: &mut Notices<'_>) {
     let known = |name: &str| matches!(name, "apiVersion" | "kind" | "metadata" | "spec" | "status");
     for name in object.as_object().into_iter().flat_map(|object| object.keys()).filter(|name| !known(name)) {
-        notices
-            .warn(FieldPath::default().key(name.clone()), "stands outside of spec, and means nothing there");
+        let path = FieldPath::default().key(name.clone());
+        notices.warn(Topic::StrayField, path, "stands outside of spec, and means nothing there");
     }
 }
 

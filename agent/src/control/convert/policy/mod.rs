@@ -12,7 +12,7 @@ mod target;
 
 pub(super) use authentication::convert as authentication;
 pub(super) use authorization::convert as authorization;
-pub use notice::{PolicyNotice, Severity};
+pub use notice::{PolicyNotice, Severity, Topic};
 
 #[cfg(test)]
 mod tests;

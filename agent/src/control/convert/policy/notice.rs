@@ -15,15 +15,46 @@ pub struct PolicyNotice {
     pub message: String,
     /// How bad it is.
     pub severity: Severity,
+    /// What it is about.
+    pub topic: Topic,
 }
 
-/// How bad it is.
+/// How bad it is, from the least.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Severity {
-    /// The policy could not be read, and fails closed.
-    Error,
-    /// It is in force, and may mean something else than its author thinks.
+    /// Worth knowing.
+    Info,
+    /// The policy is in force, and may mean something else than its author thinks.
     Warning,
+    /// It could not be read, and fails closed.
+    Error,
+}
+
+/// What a notice is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Topic {
+    /// The object could not be read.
+    Unparsable,
+    /// A field of a source or operation, or a key, that is not known.
+    UnknownField,
+    /// Something that cannot be seen of a TCP connection.
+    Unseen,
+    /// A field outside of `spec`.
+    StrayField,
+    /// The action AUDIT.
+    Audit,
+    /// The action CUSTOM.
+    Custom,
+    /// `targetRefs`.
+    TargetRefs,
+    /// A block with bits after its prefix.
+    HostBits,
+    /// A principal with `spiffe://`.
+    SpiffeScheme,
+    /// The dry-run annotation with another word than `true` or `false`.
+    DryRunValue,
+    /// The dry-run annotation on a PeerAuthentication.
+    DryRunPeerAuthentication,
 }
 
 /// The notices about one object.
@@ -31,13 +62,13 @@ pub enum Severity {
 pub(super) struct Notices<'a> {
     key: &'a Key,
     notices: Vec<PolicyNotice>,
-    /// Warnings that were left out.
-    more: usize,
+    /// Warnings that were left out, and what the last of them is about.
+    more: Option<(usize, Topic)>,
 }
 
 impl<'a> Notices<'a> {
     pub(super) fn of(key: &'a Key) -> Self {
-        Self { key, notices: Vec::new(), more: 0 }
+        Self { key, notices: Vec::new(), more: None }
     }
 
     /// Notes why the object could not be read, and what it counts as for whom.
@@ -48,29 +79,29 @@ impl<'a> Notices<'a> {
         };
         for Invalid { path, message } in faults {
             let message = format!("{message}; until it is mended, {effect} {scope}");
-            self.push(path, message, Severity::Error);
+            self.push(path, message, (Severity::Error, Topic::Unparsable));
         }
     }
 
     /// Notes something. What is beyond a modest number is only counted: a list may hold 100,000 values of one kind.
-    pub(super) fn warn(&mut self, path: FieldPath, message: impl Into<String>) {
+    pub(super) fn warn(&mut self, topic: Topic, path: FieldPath, message: impl Into<String>) {
         if self.notices.len() < SHOWN {
-            self.push(path, message.into(), Severity::Warning);
+            self.push(path, message.into(), (Severity::Warning, topic));
         } else {
-            self.more += 1;
+            self.more = Some((self.more.map_or(1, |(more, _)| more + 1), topic));
         }
     }
 
     pub(super) fn finish(mut self) -> Vec<PolicyNotice> {
-        if self.more > 0 {
-            let message = format!("{} more warnings about this policy are not shown", self.more);
-            self.push(FieldPath::of(&["spec"]), message, Severity::Warning);
+        if let Some((more, topic)) = self.more {
+            let message = format!("{more} more warnings about this policy are not shown");
+            self.push(FieldPath::of(&["spec"]), message, (Severity::Warning, topic));
         }
         self.notices
     }
 
-    fn push(&mut self, path: FieldPath, message: String, severity: Severity) {
-        self.notices.push(PolicyNotice { key: self.key.clone(), path, message, severity });
+    fn push(&mut self, path: FieldPath, message: String, (severity, topic): (Severity, Topic)) {
+        self.notices.push(PolicyNotice { key: self.key.clone(), path, message, severity, topic });
     }
 }
 
@@ -78,15 +109,16 @@ impl Severity {
     /// Returns its name.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Error => "error",
+            Self::Info => "info",
             Self::Warning => "warning",
+            Self::Error => "error",
         }
     }
 }
 
 impl fmt::Display for PolicyNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, path, message, severity: _ } = self;
+        let Self { key, path, message, severity: _, topic: _ } = self;
         write!(f, "{key}: {path}: {message}")
     }
 }

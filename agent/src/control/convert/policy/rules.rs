@@ -4,7 +4,7 @@ use super::{
     super::Invalid,
     fields::{self, Attribute},
     node::Node,
-    notice::Notices,
+    notice::{Notices, Topic},
 };
 use crate::mesh::{Action, Entry, Field, Rule, Test};
 
@@ -96,7 +96,13 @@ impl RuleReader<'_, '_> {
             "destination.ip" => Known::Seen(Attribute::DestinationIp),
             "destination.port" => Known::Seen(Attribute::DestinationPort),
             "remote.ip" => Known::UnseenBlocks,
-            _ => Known::UnseenTexts,
+            _ if ["request.", "connection.", "experimental."]
+                .iter()
+                .any(|family| key.starts_with(family)) =>
+            {
+                Known::UnseenTexts
+            }
+            _ => Known::UnknownKey,
         };
         let mut fields = Vec::new();
         for (name, negated) in [("values", false), ("notValues", true)] {
@@ -117,18 +123,19 @@ impl RuleReader<'_, '_> {
                 return Ok(if negated { Test::Not(values) } else { Test::Is(values) });
             }
             Known::UnseenBlocks => drop(fields::blocks(list, self.notices)?),
-            Known::UnseenTexts => drop(list.texts()?),
+            Known::UnseenTexts | Known::UnknownKey => drop(list.texts()?),
             Known::No => {}
         }
-        let subject = match known {
-            Known::No => "this field is not known",
-            _ => "this cannot be seen of a TCP connection",
+        let (topic, subject) = match known {
+            Known::No => (Topic::UnknownField, "this field is not known"),
+            Known::UnknownKey => (Topic::UnknownField, "the key of this condition is not known"),
+            _ => (Topic::Unseen, "this cannot be seen of a TCP connection"),
         };
         let effect = match self.action.denies() {
             true => "in a DENY policy it counts as matching, so that the rule denies more",
             false => "the rule never matches, as the policy is to ALLOW",
         };
-        self.notices.warn(list.path.clone(), format!("{subject}: {effect}"));
+        self.notices.warn(topic, list.path.clone(), format!("{subject}: {effect}"));
         Ok(Test::Unseen)
     }
 }
@@ -139,6 +146,7 @@ enum Known {
     Seen(Attribute),
     UnseenBlocks,
     UnseenTexts,
+    UnknownKey,
     No,
 }
 

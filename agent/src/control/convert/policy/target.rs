@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{super::Invalid, node::Node, notice::Notices};
+use super::{
+    super::Invalid,
+    node::Node,
+    notice::{Notices, Topic},
+};
 use crate::mesh::{Labels, Target};
 
 /// Reads whom an AuthorizationPolicy of `namespace` is for.
@@ -21,7 +25,7 @@ pub(super) fn read(spec: &Node<'_>, namespace: &str, notices: &mut Notices<'_>) 
         (None, Some(several)) => (several.path.clone(), several.elements()?.collect()),
         (None, None) => return Ok(labels.map_or(Target::All, Target::Labels)),
     };
-    if spec.field("selector")?.is_some() {
+    if labels.is_some() {
         return Err(path.invalid("stands beside a selector: only one of the two may"));
     }
     let mut services = Vec::new();
@@ -68,10 +72,10 @@ fn service(
     let is_service = matches!((group, kind), ("" | "core", "Service"));
     if !is_service || !(own.is_empty() || own == namespace) {
         let message = format!("{kind} {name} is no Service of the policy's namespace: it selects nothing");
-        notices.warn(reference.path.clone(), message);
+        notices.warn(Topic::TargetRefs, reference.path.clone(), message);
         return Ok(None);
     }
     let message = format!("there are no waypoints: it selects the pods behind the Service {name}");
-    notices.warn(reference.path.clone(), message);
+    notices.warn(Topic::TargetRefs, reference.path.clone(), message);
     Ok(Some(name.into()))
 }

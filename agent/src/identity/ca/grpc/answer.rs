@@ -3,6 +3,7 @@
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::{CaAddress, GrpcError, Issued, TrustBundle, error::shorten, istio::CertificateResponse};
+use crate::identity::certificate::is_root;
 
 /// Returns the certificates of the answer without the roots, which nobody is sent. Whether they are any good is for
 /// [`crate::identity::Svid::new`] to say.
@@ -17,7 +18,8 @@ pub(super) fn chain(
         for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
             let certificate = certificate
                 .map_err(|problem| error(format!("element {element}: {}", shorten(&problem.to_string()))))?;
-            if chain.is_empty() || !is_root(&certificate, roots) {
+            let is_root = is_root(&certificate) || roots.certificates().contains(&certificate);
+            if chain.is_empty() || !is_root {
                 chain.push(certificate);
             }
             if chain.len() > MAX_CHAIN {
@@ -29,13 +31,6 @@ pub(super) fn chain(
         return Err(error("there is no certificate in it".to_owned()));
     }
     Ok(Issued { chain })
-}
-
-/// Whether a certificate is the end of a chain: one of our roots, or issued by itself.
-fn is_root(certificate: &CertificateDer<'_>, roots: &TrustBundle) -> bool {
-    roots.certificates().contains(certificate)
-        || x509_parser::parse_x509_certificate(certificate)
-            .is_ok_and(|(_, parsed)| parsed.issuer().as_raw() == parsed.subject().as_raw())
 }
 
 /// A workload and its intermediates: webpki follows a path of at most six signatures.

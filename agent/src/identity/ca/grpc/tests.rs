@@ -17,7 +17,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, KeyPair};
 use rustls::{
     ServerConfig, pki_types::CertificateSigningRequestDer, pki_types::pem::PemObject as _, version::TLS13,
 };
@@ -232,6 +232,23 @@ async fn several_roots_in_the_last_element_are_no_part_of_the_chain() {
     .await;
     let svid = SvidStore::new(Arc::new(world.client())).svid(&identity(WEB)).await.unwrap();
     assert_eq!(svid.chain().len(), 1);
+}
+
+#[tokio::test]
+async fn new_root_key_that_the_old_one_vouches_for_is_part_of_the_chain() {
+    let world = World::answering(|root, request| async move {
+        let mut bridge = CertificateParams::default();
+        bridge.distinguished_name.push(DnType::CommonName, "a root");
+        bridge.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        bridge.use_authority_key_identifier_extension = true;
+        let bridge = TestRoot::new("a root").sign(&bridge, &KeyPair::generate().unwrap());
+        let mut answer = sign(&root, &request, &leaf(WEB));
+        answer.cert_chain.insert(1, certificate_pem(&bridge));
+        Ok(answer)
+    })
+    .await;
+    let svid = SvidStore::new(Arc::new(world.client())).svid(&identity(WEB)).await.unwrap();
+    assert_eq!(svid.chain().len(), 2);
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 //! with the root, or without, or not at all.
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use x509_parser::{extensions::ParsedExtension, parse_x509_certificate, prelude::X509Certificate};
+use x509_parser::{parse_x509_certificate, prelude::X509Certificate};
+
+use crate::identity::certificate::is_root;
 
 /// Reads certificates from PEM texts.
 ///
@@ -18,15 +20,6 @@ pub(super) fn certificates(
         }
     }
     Ok(all)
-}
-
-/// Whether a certificate vouches for itself. One that has the same name on both sides, and another's key identifier as
-/// its issuer's, is a new root key that the old one vouches for, and belongs into chains.
-pub(super) fn is_root(certificate: &CertificateDer<'_>) -> bool {
-    parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
-        parsed.subject().as_raw() == parsed.issuer().as_raw()
-            && (issuer_key(&parsed).is_none() || issuer_key(&parsed) == own_key(&parsed))
-    })
 }
 
 /// Returns the chain of `leaf`: it first, then those that vouch for it, each after one that it vouches for, and no root.
@@ -57,20 +50,6 @@ pub(super) fn ordered(
 
 fn name<T>(certificate: &CertificateDer<'_>, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Option<T> {
     parse_x509_certificate(certificate).ok().map(|(_, parsed)| read(&parsed))
-}
-
-fn own_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        _ => None,
-    })
-}
-
-fn issuer_key<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
-        _ => None,
-    })
 }
 
 /// Certificates of a chain: webpki follows six intermediates.
@@ -132,11 +111,9 @@ mod tests {
     }
 
     #[test]
-    fn new_key_under_an_old_name_is_no_root() {
+    fn new_root_key_that_the_old_one_vouches_for_is_part_of_the_chain() {
         let (old, new) = (Authority::new("root"), Authority::new("root"));
-        assert!(is_root(&old.root()) && is_root(&new.root()));
         let bridge = old.vouches_for(&new);
-        assert!(!is_root(&bridge));
         let leaf = new.vouches_for(&Authority::new("leaf"));
         assert_eq!(ordered(leaf.clone(), vec![new.root(), bridge.clone()]), [leaf, bridge]);
     }

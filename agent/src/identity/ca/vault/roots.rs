@@ -12,11 +12,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     VaultError, VaultPath,
-    chain::{certificates, is_root},
+    chain::certificates,
     client::{Call, VaultClient},
 };
 use crate::identity::{
     Followed,
+    certificate::is_root,
     keeper::back_off,
     trust::{Trust, TrustBundle},
 };

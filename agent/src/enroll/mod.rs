@@ -9,11 +9,13 @@
 //! The kernel's maps are derived from the snapshot, never the truth; a pod that cannot be enrolled is tried again, and
 //! until then stays as it is: what an earlier agent captured stays captured, and fails closed.
 
+mod member;
+mod status;
+
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,8 +28,11 @@ use crate::{
     capture::{self, Capture, NetNs},
     identity::SvidStore,
     mesh::{Enrollment, Identity, NetnsRef, Plaintext, Snapshot, Workload},
-    proxy::{Context, Pod},
+    proxy::{Context, Pod, Terms},
 };
+use member::{Gone, Member, end, inode};
+
+pub use status::{PodStatus, Status};
 
 /// Whose pods are enrolled, and how they leave.
 #[derive(Clone, Debug)]
@@ -51,33 +56,6 @@ pub struct Enroller {
     loose: bool,
     failures: HashMap<Arc<str>, Failure>,
     status: Status,
-}
-
-/// What the enroller says of itself, for readiness and for `config_dump`. Cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Status(Arc<RwLock<Vec<PodStatus>>>);
-
-/// One pod of this node that is, was or ought to be enrolled.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct PodStatus {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod's name.
-    pub name: String,
-    /// Its identity.
-    pub identity: String,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// `enrolled`, `leaving`, or why it is not.
-    pub state: String,
-}
-
-struct Member {
-    pod: Pod,
-    netns: NetnsRef,
-    inode: Option<Inode>,
-    /// When the pod has left the mesh, where it leaves.
-    leaving: Option<Instant>,
 }
 
 struct Failure {
@@ -175,9 +153,15 @@ impl Enroller {
 
     fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
         let wanted: HashMap<_, _> = self.wanted(snapshot).map(|w| (w.uid.clone(), w.clone())).collect();
-        let present: HashSet<_> = snapshot.on_node(&self.node).map(|w| w.uid.clone()).collect();
+        let present: HashMap<_, _> = snapshot.on_node(&self.node).map(|w| (&w.uid, w)).collect();
         self.failures.retain(|uid, _| wanted.contains_key(uid));
         self.remove(&wanted, &present);
+        // Policy first: what is refused from now on must not wait for the rest.
+        for (uid, member) in &mut self.pods {
+            if let Some(workload) = present.get(uid) {
+                member.set_terms(Terms::new(workload, snapshot));
+            }
+        }
         // Destinations before pods: a pod that is captured must never meet a map that does not know its peers yet.
         self.capture.set_destinations(&snapshot.destinations(&self.node))?;
         self.retain_identities(&wanted);
@@ -185,7 +169,7 @@ impl Enroller {
             if self.waits(&workload) {
                 continue;
             }
-            match self.keep(&workload) {
+            match self.keep(&workload, snapshot) {
                 Ok(()) => drop(self.failures.remove(&uid)),
                 Err(error) => self.note_failure(uid, &workload, &error),
             }
@@ -199,7 +183,11 @@ impl Enroller {
     }
 
     /// Lets go of the pods that are no longer wanted.
-    fn remove(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>, present: &HashSet<Arc<str>>) {
+    fn remove(
+        &mut self,
+        wanted: &HashMap<Arc<str>, Arc<Workload>>,
+        present: &HashMap<&Arc<str>, &Arc<Workload>>,
+    ) {
         let now = Instant::now();
         let mut ended = Vec::new();
         for (uid, member) in &mut self.pods {
@@ -217,13 +205,17 @@ impl Enroller {
                     tracing::info!(pod = %workload, old = %workload.identity, new = %wanted.identity, "the pod has another identity now");
                     ended.push((uid.clone(), Gone::Identity));
                 }
-            } else if !present.contains(uid) {
+            } else if !present.contains_key(uid) {
                 ended.push((uid.clone(), Gone::Pod));
             } else if member.leaving.is_none() {
                 tracing::info!(pod = %workload, "the pod leaves the mesh");
                 member.leaving = Some(now + self.leave_period);
                 if let Err(error) = member.pod.capture().stop_capture() {
                     tracing::error!(pod = %workload, %error, "its traffic is still captured");
+                }
+                // Peers that know it by now send plaintext.
+                if let Err(error) = member.enforce(&Plaintext::pass()) {
+                    tracing::error!(pod = %workload, %error, "policy still applies to plaintext that comes to it");
                 }
             } else if member.leaving.is_some_and(|end| end <= now) {
                 ended.push((uid.clone(), Gone::Membership));
@@ -259,42 +251,48 @@ impl Enroller {
     /// Whether a pod that could not be enrolled waits for its next attempt. A change of its manifest may be the remedy,
     /// and is tried at once.
     fn waits(&self, workload: &Workload) -> bool {
-        self.failures.get(&workload.uid).is_some_and(|failure| {
-            failure.retry > Instant::now()
-                && failure.netns == workload.netns
-                && failure.addresses == workload.addresses
-        })
+        !self.pods.contains_key(&workload.uid)
+            && self.failures.get(&workload.uid).is_some_and(|failure| {
+                failure.retry > Instant::now()
+                    && failure.netns == workload.netns
+                    && failure.addresses == workload.addresses
+            })
     }
 
     /// Enrols a pod, or keeps one that is enrolled up to date.
-    fn keep(&mut self, workload: &Arc<Workload>) -> Result<(), EnrollError> {
+    fn keep(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot) -> Result<(), EnrollError> {
         let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
         }
+        let plaintext = snapshot.policies().plaintext(workload);
         if let Some(member) = self.pods.get_mut(&workload.uid) {
-            if member.leaving.take().is_some() {
+            let back = member.come_back();
+            member.enforce(&plaintext)?;
+            if back {
                 member.pod.capture().resume_capture()?;
                 tracing::info!(pod = %workload, "the pod is back in the mesh");
             }
-            let before = member.pod.workload();
-            if before.addresses != workload.addresses {
-                member.pod.capture().set_addresses(&workload.addresses)?;
-            }
-            if !Arc::ptr_eq(&before, workload) {
-                member.pod.describe(workload.clone());
-            }
+            member.set_addresses(&workload.addresses)?;
             return Ok(());
         }
         let inode = inode(&netns_at);
         let netns = NetNs::open(&netns_at)?;
-        let capture = self.capture.enroll(netns, &workload.addresses, &Plaintext::pass())?;
-        let pod = Pod::start(&self.context, workload.clone(), capture).map_err(EnrollError::Listeners)?;
+        let capture = self.capture.enroll(netns, &workload.addresses, &plaintext)?;
+        let terms = Terms::new(workload, snapshot);
+        let pod = Pod::start(&self.context, terms, capture).map_err(EnrollError::Listeners)?;
+        if pod.capture().is_adopted() {
+            // Policy may have changed while no agent ran.
+            pod.sweep();
+        }
         tracing::info!(
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.pods.insert(workload.uid.clone(), Member { pod, netns: netns_at, inode, leaving: None });
+        self.pods.insert(
+            workload.uid.clone(),
+            Member::new(pod, (netns_at, inode), &workload.addresses, plaintext),
+        );
         Ok(())
     }
 
@@ -323,73 +321,15 @@ impl Enroller {
     fn publish(&self, snapshot: &Snapshot) {
         let enrolled = self.pods.values().map(|member| {
             let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
-            PodStatus::new(&member.pod.workload(), state.to_owned())
+            let (terms, plaintext) = (member.pod.terms(), member.plaintext().cloned());
+            PodStatus { terms, state: state.to_owned(), plaintext }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {
-            self.failures.get(&workload.uid).map(|failure| PodStatus::new(workload, failure.error.clone()))
+            let state = self.failures.get(&workload.uid)?.error.clone();
+            Some(PodStatus { terms: Terms::new(workload, snapshot), state, plaintext: None })
         });
-        let mut pods: Vec<_> = enrolled.chain(failed).collect();
-        pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        *self.status.0.write().unwrap_or_else(PoisonError::into_inner) = pods;
+        self.status.publish(enrolled.chain(failed).collect());
     }
-}
-
-impl Status {
-    /// Returns the pods as they are now.
-    pub fn pods(&self) -> Vec<PodStatus> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl PodStatus {
-    fn new(workload: &Workload, state: String) -> Self {
-        Self {
-            namespace: workload.namespace.to_string(),
-            name: workload.name.to_string(),
-            identity: workload.identity.to_string(),
-            addresses: workload.addresses.clone(),
-            state,
-        }
-    }
-}
-
-/// What of a pod has gone.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Gone {
-    /// The pod itself.
-    Pod,
-    /// The network namespace that it had.
-    Namespace,
-    /// The identity that it had; its namespace is that of its successor.
-    Identity,
-    /// Its place in the mesh only: its connections go on.
-    Membership,
-}
-
-/// What a namespace is known by in the file system: device and inode (nsfs).
-type Inode = (u64, u64);
-
-/// Returns which namespace the name leads to now; none where it leads nowhere.
-fn inode(at: &NetnsRef) -> Option<Inode> {
-    let metadata = match at {
-        NetnsRef::Path(path) => std::fs::metadata(path),
-        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
-    };
-    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-/// Ends a pod's membership. Its entries in the kernel stay where its namespace has an heir, who takes them over.
-fn end(member: &Member, gone: bool, heir: bool) {
-    let workload = member.pod.workload();
-    if gone {
-        member.pod.abort();
-    }
-    if heir {
-        member.pod.capture().hand_over();
-    } else if let Err(error) = member.pod.capture().unenroll() {
-        tracing::error!(pod = %workload, %error, "what the kernel holds for the pod could not be removed");
-    }
-    tracing::info!(pod = %workload, gone, "the pod is out of the mesh");
 }
 
 /// Why a pod cannot be enrolled.

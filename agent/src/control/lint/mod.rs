@@ -1,0 +1,70 @@
+//! What is odd in the policies of some files: what cannot be read, what cannot be seen, what does nothing, and what lets in
+//! more than its author may think. docs/policy.md lists the findings.
+//!
+//! ```text
+//! Objects ──┬─► notices of their conversion ─────────────┬─► Findings
+//!           └─► Snapshot: who is selected, who is there ─┘
+//! ```
+
+mod clients;
+mod code;
+mod finding;
+mod read;
+mod rules;
+mod scope;
+#[cfg(test)]
+mod tests;
+
+use super::{FieldPath, Kind, Objects};
+use crate::mesh::{Enrollment, Snapshot, TrustDomain, Workload};
+
+use finding::Findings;
+
+pub use code::Code;
+pub use finding::Finding;
+
+/// What the findings are about.
+#[derive(Debug)]
+struct World<'a> {
+    objects: &'a Objects,
+    snapshot: Snapshot,
+    root: &'a str,
+    trust_domain: &'a TrustDomain,
+}
+
+/// Returns what is odd in the objects, by file and line.
+pub fn lint(objects: &Objects) -> Vec<Finding> {
+    let settings = objects.settings();
+    let world = World {
+        objects,
+        snapshot: objects.snapshot_enrolling_by_default(),
+        root: &settings.root_namespace,
+        trust_domain: &settings.trust_domain,
+    };
+    let mut findings = Findings::of(objects);
+    read::check(&world, &mut findings);
+    scope::check(&world, &mut findings);
+    rules::check(&world, &mut findings);
+    clients::check(&world, &mut findings);
+    findings.finish()
+}
+
+impl World<'_> {
+    /// Whether the files hold any pods; otherwise nothing can be said about them.
+    fn has_pods(&self) -> bool {
+        !self.snapshot.workloads().is_empty()
+    }
+
+    fn has_policies(&self) -> bool {
+        let is_policy = |kind| matches!(kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy);
+        self.objects.keys().any(|key| is_policy(key.kind))
+    }
+}
+
+fn is_enrolled(workload: &Workload) -> bool {
+    workload.enrollment == Enrollment::Enrolled
+}
+
+fn spec() -> FieldPath {
+    FieldPath::of(&["spec"])
+}

@@ -1,0 +1,125 @@
+//! One pod that is in the mesh, or leaves it: what of it the kernel has been told.
+
+use std::{net::IpAddr, os::unix::fs::MetadataExt as _};
+
+use tokio::time::Instant;
+
+use crate::{
+    capture,
+    mesh::{NetnsRef, Plaintext},
+    proxy::{Pod, Terms},
+};
+
+/// A pod that is in the mesh, or leaves it.
+pub(super) struct Member {
+    pub(super) pod: Pod,
+    pub(super) netns: NetnsRef,
+    pub(super) inode: Option<Inode>,
+    /// When the pod has left the mesh, where it leaves.
+    pub(super) leaving: Option<Instant>,
+    /// The addresses that the kernel knows.
+    addresses: Vec<IpAddr>,
+    /// What the kernel does with plaintext; none where nobody knows, since it could not be told.
+    plaintext: Option<Plaintext>,
+    /// The connections that bypass the agent are to be looked at, once the kernel knows what it does with plaintext.
+    sweep: bool,
+}
+
+impl Member {
+    /// Takes in a pod for which the kernel has been told what it does with plaintext.
+    pub(super) fn new(
+        pod: Pod,
+        (netns, inode): (NetnsRef, Option<Inode>),
+        addresses: &[IpAddr],
+        plaintext: Plaintext,
+    ) -> Self {
+        let addresses = addresses.to_vec();
+        Self { pod, netns, inode, leaving: None, addresses, plaintext: Some(plaintext), sweep: false }
+    }
+
+    /// Returns what the kernel does with plaintext; none where it could not be told.
+    pub(super) fn plaintext(&self) -> Option<&Plaintext> {
+        self.plaintext.as_ref()
+    }
+
+    /// Takes the terms of a newer snapshot: what the agent itself decides follows at once.
+    pub(super) fn set_terms(&mut self, terms: Terms) {
+        self.sweep |= self.pod.set_terms(terms);
+    }
+
+    /// Ends the leave, where the pod leaves, and says whether it did. As any enrolment that touches new connections only.
+    pub(super) fn come_back(&mut self) -> bool {
+        let back = self.leaving.take().is_some();
+        self.sweep &= !back;
+        back
+    }
+
+    /// Follows a change of the pod's addresses.
+    pub(super) fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), capture::Error> {
+        if self.addresses != addresses {
+            self.pod.capture().set_addresses(addresses)?;
+            self.addresses = addresses.to_vec();
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel what to do with plaintext where that has changed, and then has the connections looked at that it
+    /// let in before.
+    pub(super) fn enforce(&mut self, want: &Plaintext) -> Result<(), capture::Error> {
+        let told = self.tell(want);
+        if std::mem::take(&mut self.sweep) {
+            self.pod.sweep();
+        }
+        told
+    }
+
+    fn tell(&mut self, want: &Plaintext) -> Result<(), capture::Error> {
+        if self.plaintext.as_ref() == Some(want) {
+            return Ok(());
+        }
+        // Where it fails, the agent gets to look at all of it (`PodCapture::set_plaintext`), and it is tried again.
+        self.plaintext = None;
+        self.pod.capture().set_plaintext(want)?;
+        self.plaintext = Some(want.clone());
+        Ok(())
+    }
+}
+
+/// What of a pod has gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Gone {
+    /// The pod itself.
+    Pod,
+    /// The network namespace that it had.
+    Namespace,
+    /// The identity that it had; its namespace is that of its successor.
+    Identity,
+    /// Its place in the mesh only: its connections go on.
+    Membership,
+}
+
+/// What a namespace is known by in the file system: device and inode (nsfs).
+pub(super) type Inode = (u64, u64);
+
+/// Returns which namespace the name leads to now; none where it leads nowhere.
+pub(super) fn inode(at: &NetnsRef) -> Option<Inode> {
+    let metadata = match at {
+        NetnsRef::Path(path) => std::fs::metadata(path),
+        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
+    };
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Ends a pod's membership. Its entries in the kernel stay where its namespace has an heir, who takes them over.
+pub(super) fn end(member: &Member, gone: bool, heir: bool) {
+    let workload = member.pod.workload();
+    if gone {
+        member.pod.abort();
+    }
+    if heir {
+        member.pod.capture().hand_over();
+    } else if let Err(error) = member.pod.capture().unenroll() {
+        tracing::error!(pod = %workload, %error, "what the kernel holds for the pod could not be removed");
+    }
+    tracing::info!(pod = %workload, gone, "the pod is out of the mesh");
+}

@@ -1,0 +1,50 @@
+//! Plaintext that the kernel refused by itself, since no policy permits it whoever it comes from: one line and one metric
+//! each, with the policy that says so.
+
+use std::{future::pending, sync::Arc};
+
+use super::{context::Context, outcome::Outcome, pod::Shared};
+use crate::{
+    capture::{Capture, Refusal},
+    mesh::{Connection, OrigDst, Reason},
+};
+
+/// Reports what the kernel refuses, until the process ends. What comes faster than it is read the kernel counts instead.
+pub async fn follow(context: Arc<Context>, capture: Arc<Capture>) {
+    let mut refusals = match capture.refusals() {
+        Ok(refusals) => refusals,
+        Err(error) => {
+            tracing::error!(%error, "plaintext that the kernel refuses will stand in no access log");
+            pending().await
+        }
+    };
+    loop {
+        let refusal = refusals.next().await;
+        // A pod that has just gone: nobody is left to whom it would say something.
+        if let Some(pod) = context.pods.of(refusal.netns) {
+            report(&context, &pod, &refusal);
+        }
+    }
+}
+
+fn report(context: &Context, pod: &Shared, refusal: &Refusal) {
+    let Refusal { source, destination, .. } = *refusal;
+    let terms = pod.terms();
+    let mut outcome = Outcome::inbound(context, source, terms.workload.clone());
+    let destination = OrigDst::new(destination);
+    outcome.asked_for(destination);
+    outcome.came_in_plaintext(context.workload_at(source.ip()));
+    let connection =
+        Connection { source: source.ip().to_canonical(), identity: None, destination: destination.address() };
+    let decision = terms.policies.authorize(&terms.workload, &connection);
+    match &decision.verdict {
+        Err(denial) => {
+            outcome.decided(&decision);
+            outcome.failed(denial.reason(), &format_args!("plaintext, without an identity: {denial}"));
+        }
+        Ok(_) => outcome.failed(Reason::PlaintextRefused, &OUTDATED),
+    }
+}
+
+const OUTDATED: &str =
+    "the kernel refused the plaintext by policies that have changed meanwhile: it is permitted now";

@@ -1,0 +1,91 @@
+//! Connections that live while policy changes: each is cut where it is permitted no longer, and left alone where it is.
+
+use lab::{PATIENCE, eventually, tcp};
+
+use crate::{
+    objects::{allow, deny, deny_tier, from, mode},
+    world::{PORT, World, open, wait_cut},
+};
+
+const CLIENT: &str = "cluster.local/ns/front/sa/client";
+const OTHER: &str = "cluster.local/ns/back/sa/other";
+
+#[test]
+fn a_tunnel_is_cut_when_its_permission_ends_and_another_goes_on() {
+    let world = World::start();
+    let server = world.server.serve(PORT, tcp::echo).unwrap();
+    world.apply(&[allow("both", &from("principals", &[CLIENT, OTHER]))]);
+    let mut kept = open(&world.client, world.server.at(PORT));
+    let lost = open(&world.other, world.server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    world.apply(&[allow("one", &from("principals", &[CLIENT]))]);
+    wait_cut(lost);
+    tcp::ping(&mut kept, "still here").unwrap();
+    // The application has lost it too.
+    eventually(PATIENCE, || server.open() == 1);
+    let line = world.line_from(address);
+    assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert!(line.field("error").is_some_and(|error| error.contains("shop/one")), "{line:?}");
+    assert_eq!(line.bytes_sent(), "hello".len() as u64);
+}
+
+#[test]
+fn inspected_plaintext_is_cut_when_its_permission_ends_and_another_goes_on() {
+    let world = World::start();
+    let server = world.server.serve(PORT, tcp::echo).unwrap();
+    world.apply(&[deny("nobody", &from("ipBlocks", &["192.0.2.1"]))]);
+    let mut kept = open(&world.neighbour, world.server.at(PORT));
+    let lost = open(&world.stranger, world.server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    world.apply(&[deny("stranger", &from("ipBlocks", &[&address.ip().to_string()]))]);
+    wait_cut(lost);
+    tcp::ping(&mut kept, "still here").unwrap();
+    eventually(PATIENCE, || server.open() == 1);
+    let line = world.line_from(address);
+    assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert_eq!(line.bytes_sent(), "hello".len() as u64);
+}
+
+#[test]
+fn a_change_of_the_pods_labels_counts_as_one_of_policy() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    world.apply(&[deny_tier("closed", "closed")]);
+    let tunnel = open(&world.client, world.server.at(PORT));
+    let plaintext = open(&world.stranger, world.server.at(PORT));
+    let relabel = |tier: &str| {
+        let tier = tier.to_owned();
+        world.server.update(move |pod| drop(pod.labels.insert("tier".to_owned(), tier))).unwrap();
+    };
+    relabel("closed");
+    wait_cut(tunnel);
+    wait_cut(plaintext);
+    relabel("open");
+    eventually(PATIENCE, || crate::world::works(&world.client, world.server.at(PORT)));
+}
+
+#[test]
+fn what_is_on_trial_cuts_nothing() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let mut streams =
+        [open(&world.client, world.server.at(PORT)), open(&world.stranger, world.server.at(PORT))];
+    world.apply(&[deny("trial", "[{}]").dry_run()]);
+    for stream in &mut streams {
+        tcp::ping(stream, "still here").unwrap();
+    }
+    // Control: what cuts them reaches them.
+    world.apply(&[deny("earnest", "[{}]")]);
+    streams.into_iter().for_each(wait_cut);
+}
+
+#[test]
+fn a_pods_connection_to_itself_goes_on_whatever_changes() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let mut own = open(&world.server, world.service.address(80));
+    let other = open(&world.other, world.server.at(PORT));
+    world.apply(&[mode("strict", "STRICT"), allow("clients", &from("principals", &[CLIENT]))]);
+    wait_cut(other);
+    tcp::ping(&mut own, "still here").unwrap();
+}
