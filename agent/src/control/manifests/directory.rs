@@ -212,7 +212,7 @@ impl File {
         let Contents { records, invalid, unused: _ } = contents;
         let mut objects: BTreeMap<Key, Item> = BTreeMap::new();
         let mut problems = Vec::new();
-        for Located { record, line, notice_lines, path: _ } in records {
+        for Located { record, line, notice_lines } in records {
             let key = record.key().clone();
             let notices = record.notices().iter().zip(notice_lines).map(|(notice, line)| {
                 let policy = Some((key.kind, notice.severity));

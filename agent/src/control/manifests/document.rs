@@ -34,8 +34,6 @@ pub(super) struct Located {
     pub(super) line: usize,
     /// The line of each of its notices.
     pub(super) notice_lines: Vec<usize>,
-    /// The steps to it from its document's root.
-    pub(super) path: FieldPath,
 }
 
 /// Something wrong in a file, and the line that it stands on, counted from 1.
@@ -60,14 +58,19 @@ pub(super) struct Document<'a> {
     pub(super) format: Format,
 }
 
+/// Collects the objects of documents.
 pub(super) struct Reader<'a> {
     settings: &'a Settings,
-    pub(super) contents: Contents,
+    /// The valid objects, and the steps to each from its document's root. To find the line of one takes as long as to read
+    /// the whole document.
+    pub(super) records: Vec<(Record, FieldPath)>,
+    pub(super) invalid: Vec<(Key, Fault)>,
+    unused: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(settings: &'a Settings) -> Self {
-        Self { settings, contents: Contents::default() }
+        Self { settings, records: Vec::new(), invalid: Vec::new(), unused: Vec::new() }
     }
 }
 
@@ -78,11 +81,13 @@ impl<'a> Reader<'a> {
 /// to leave out, and nothing of it counts. An object that is only invalid is reported in the contents.
 pub(super) fn read(text: &str, format: Format, settings: &Settings) -> Result<Contents, Fault> {
     let mut reader = Reader::new(settings);
+    let mut located = Vec::new();
     for document in documents(text, format) {
         let value = document.parse()?;
         document.read(value, &FieldPath::default(), &mut reader)?;
+        located.extend(reader.records.drain(..).map(|(record, path)| document.locate(record, &path)));
     }
-    Ok(reader.contents)
+    Ok(Contents { records: located, invalid: reader.invalid, unused: reader.unused })
 }
 
 impl Document<'_> {
@@ -165,26 +170,24 @@ impl Document<'_> {
         reader: &mut Reader<'_>,
     ) -> Result<(), Fault> {
         let Some((kind, parse)) = parser(version, kind) else {
-            reader.contents.unused.push(format!("{version} {kind}"));
+            reader.unused.push(format!("{version} {kind}"));
             return Ok(());
         };
         let key = Key::of(kind, &value).map_err(|invalid| self.fault(&invalid, path))?;
         match parse(value).and_then(|object| Record::new(&object, reader.settings)) {
-            Ok(record) => {
-                let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
-                let notice_lines = record.notices().iter().map(line).collect();
-                let (line, path) = (self.line(path), path.clone());
-                reader.contents.records.push(Located { record, line, notice_lines, path });
-            }
+            Ok(record) => reader.records.push((record, path.clone())),
             Err(invalid) => {
                 let Fault { line, message } = self.fault(&invalid, path);
-                reader
-                    .contents
-                    .invalid
-                    .push((key.clone(), Fault { line, message: format!("{key}: {message}") }));
+                reader.invalid.push((key.clone(), Fault { line, message: format!("{key}: {message}") }));
             }
         }
         Ok(())
+    }
+
+    fn locate(&self, record: Record, path: &FieldPath) -> Located {
+        let line = |notice: &PolicyNotice| self.line(&notice.path.under(path));
+        let notice_lines = record.notices().iter().map(line).collect();
+        Located { record, line: self.line(path), notice_lines }
     }
 
     fn fault(&self, invalid: &Invalid, path: &FieldPath) -> Fault {

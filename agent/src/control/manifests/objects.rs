@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     super::{FieldPath, Index, Key, Kind, PolicyNotice, Record, Settings, Severity, convert::Content},
     Problem,
-    document::{Fault, Located, Reader},
+    document::{Fault, Reader},
     source::Source,
 };
 use crate::mesh::{PeerAuthentication, Snapshot};
@@ -69,15 +69,14 @@ impl Objects {
         let Some(text) = source.document(document) else { return Ok(()) };
         let mut reader = Reader::new(&self.settings);
         text.read(value, path, &mut reader).map_err(|fault| source.fault(fault))?;
-        let contents = reader.contents;
-        for Located { record, path, line: _, notice_lines: _ } in contents.records {
+        for (record, path) in reader.records {
             let place = Place { source: Arc::clone(source), document, path };
             let key = record.key().clone();
             if let Some(earlier) = self.objects.insert(key.clone(), Entry { record, place }) {
                 self.replaced.push((key, earlier.place));
             }
         }
-        let invalid = contents.invalid.into_iter();
+        let invalid = reader.invalid.into_iter();
         self.invalid.extend(invalid.map(|(key, Fault { line, message })| {
             (key, source.problem(Some(line), format!("{message}; it is left out")))
         }));

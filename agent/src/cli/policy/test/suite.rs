@@ -122,7 +122,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads a document; none where something is wrong with it.
     fn suite(&mut self, value: Value) -> Option<Suite> {
-        let document: Document = self.noting(FieldPath::default(), typed(value))?;
+        let document = mapping(&value, FieldPath::default()).and_then(|()| typed(value));
+        let document: Document = self.noting(FieldPath::default(), document)?;
         let mut objects = Objects::new(Settings {
             trust_domain: document.trust_domain.map_or_else(default_trust_domain, |Parsed(domain)| domain),
             root_namespace: document.root_namespace.unwrap_or_else(|| ROOT_NAMESPACE.to_owned()),
@@ -153,7 +154,11 @@ impl Reader<'_> {
     fn case(&mut self, index: usize, value: Value, snapshot: &Snapshot) -> Option<Case> {
         let path = FieldPath::of(&["cases"]).index(index);
         let line = self.source.line(self.document, &path);
-        let case: CaseText = self.noting(path.clone(), typed(value))?;
+        let case = mapping(&value, FieldPath::default())
+            .and_then(|()| mapping(&value["from"], from()))
+            .and_then(|()| mapping(&value["to"], to()))
+            .and_then(|()| typed(value));
+        let case: CaseText = self.noting(path.clone(), case)?;
         let server = case.to.server();
         let query = case.from.client().and_then(|client| {
             Query::resolve(&client, &server, snapshot).map_err(|error| at_fault(&error, &server))
@@ -221,6 +226,14 @@ fn from() -> FieldPath {
 
 fn to() -> FieldPath {
     FieldPath::of(&["to"])
+}
+
+/// Refuses a list where fields with names are wanted, which `serde` would take for their values in order.
+fn mapping(value: &Value, path: FieldPath) -> Result<(), Invalid> {
+    match value {
+        Value::Array(_) => Err(path.invalid("must be a mapping, and is a list")),
+        _ => Ok(()),
+    }
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {

@@ -25,7 +25,7 @@ pub(super) fn read(spec: &Node<'_>, namespace: &str, notices: &mut Notices<'_>) 
         (None, Some(several)) => (several.path.clone(), several.elements()?.collect()),
         (None, None) => return Ok(labels.map_or(Target::All, Target::Labels)),
     };
-    if spec.field("selector")?.is_some() {
+    if labels.is_some() {
         return Err(path.invalid("stands beside a selector: only one of the two may"));
     }
     let mut services = Vec::new();

@@ -2,9 +2,15 @@
 
 mod actions;
 mod arbitrary;
+mod authentication;
+mod dry_run;
+mod fields;
 mod naive;
 mod nearest;
+mod plaintext;
 mod properties;
+mod scope;
+mod unparsable;
 
 use std::net::SocketAddr;
 
@@ -64,6 +70,12 @@ impl World {
             destination: SocketAddr::new(workload.addresses[0], port),
         };
         self.snapshot.policies().authorize(workload, &connection)
+    }
+
+    /// Each warning, without the policy's name.
+    fn warnings(&self) -> Vec<String> {
+        let warnings = self.notices.iter().filter(|notice| notice.severity == Severity::Warning);
+        warnings.map(|notice| format!("{}: {}", notice.path, notice.message)).collect()
     }
 
     /// The verdict in short: see [`short`].
