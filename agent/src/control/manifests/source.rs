@@ -39,10 +39,15 @@ impl Source {
     /// # Errors
     /// Where it cannot be read, or is no text.
     pub fn read(path: PathBuf) -> Result<Arc<Self>, Problem> {
-        let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
         let problem = |line, message| Problem { file: path.clone(), line, message, policy: None };
         let bytes = read_bounded(&path).map_err(|error| problem(None, format!("cannot be read: {error}")))?;
         let text = text(&bytes).map_err(|Fault { line, message }| problem(Some(line), message))?.to_owned();
+        Ok(Self::new(path, text))
+    }
+
+    /// Takes a file's text as read.
+    pub fn new(path: PathBuf, text: String) -> Arc<Self> {
+        let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
         let begin = text.as_ptr().addr();
         let span = |document: &Document<'_>| {
             let start = document.text.as_ptr().addr() - begin;
@@ -50,7 +55,7 @@ impl Source {
             Span { text, offset: document.offset, items: Arc::clone(&document.items) }
         };
         let documents = documents(&text, format).iter().map(span).collect();
-        Ok(Arc::new(Self { path, text, format, documents }))
+        Arc::new(Self { path, text, format, documents })
     }
 
     /// Returns where the file is.
