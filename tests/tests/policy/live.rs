@@ -25,6 +25,7 @@ fn a_tunnel_is_cut_when_its_permission_ends_and_another_goes_on() {
     eventually(PATIENCE, || server.open() == 1);
     let line = world.line_from(address);
     assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert_eq!(line.field("policy"), None, "it was another one that permitted it: {line:?}");
     assert!(line.field("error").is_some_and(|error| error.contains("shop/one")), "{line:?}");
     assert_eq!(line.bytes_sent(), "hello".len() as u64);
 }
@@ -43,7 +44,26 @@ fn inspected_plaintext_is_cut_when_its_permission_ends_and_another_goes_on() {
     eventually(PATIENCE, || server.open() == 1);
     let line = world.line_from(address);
     assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert_eq!(line.field("policy").as_deref(), Some("shop/stranger"), "{line:?}");
     assert_eq!(line.bytes_sent(), "hello".len() as u64);
+    assert_eq!(world.verdicts("shop/stranger", "deny", "enforced"), 1.0);
+}
+
+#[test]
+fn an_agent_that_drains_goes_on_to_hold_connections_to_policy() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let mut kept = open(&world.client, world.server.at(PORT));
+    let lost = open(&world.other, world.server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    world.b.begin_terminate();
+    eventually(PATIENCE, || world.b.ready().is_err());
+    tcp::ping(&mut kept, "still here").unwrap();
+    world.write(&[allow("one", &from("principals", &[CLIENT]))]);
+    wait_cut(lost);
+    // Not by the end of the grace period.
+    assert_eq!(world.line_from(address).reason().as_deref(), Some("policy_revoked"));
+    tcp::ping(&mut kept, "still here").unwrap();
 }
 
 #[test]
