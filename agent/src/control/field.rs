@@ -72,10 +72,10 @@ impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (depth, segment) in self.0.iter().enumerate() {
             match segment {
-                // Keys of labels and annotations hold dots of their own.
-                Segment::Key(key) if key.contains('.') => write!(f, "[{key}]")?,
-                Segment::Key(key) if depth == 0 => write!(f, "{key}")?,
-                Segment::Key(key) => write!(f, ".{key}")?,
+                // Keys of labels and annotations hold dots of their own; unknown ones may hold what would break a line.
+                Segment::Key(key) if key.contains('.') => write!(f, "[{}]", key.escape_debug())?,
+                Segment::Key(key) if depth == 0 => write!(f, "{}", key.escape_debug())?,
+                Segment::Key(key) => write!(f, ".{}", key.escape_debug())?,
                 Segment::Index(index) => write!(f, "[{index}]")?,
             }
         }

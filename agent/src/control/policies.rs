@@ -114,3 +114,121 @@ fn are_same(before: &[Arc<Service>], now: &[Arc<Service>]) -> bool {
     };
     before.len() == now.len() && before.iter().zip(now).all(same)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        control::{Index, Object, Readiness, Record, Settings},
+        mesh::{Snapshot, Workload},
+    };
+
+    fn record(value: Value) -> Record {
+        let settings = Settings {
+            trust_domain: "cluster.local".parse().unwrap(),
+            root_namespace: "culvert-system".to_owned(),
+            readiness: Readiness::Enrollment,
+        };
+        let object = match value["kind"].as_str().unwrap() {
+            "Pod" => Object::Pod(serde_json::from_value(value).unwrap()),
+            "Service" => Object::Service(serde_json::from_value(value).unwrap()),
+            "EndpointSlice" => Object::EndpointSlice(serde_json::from_value(value).unwrap()),
+            "PeerAuthentication" => Object::PeerAuthentication(Box::new(value)),
+            _ => Object::AuthorizationPolicy(Box::new(value)),
+        };
+        Record::new(&object, &settings).unwrap()
+    }
+
+    fn object(kind: &str, name: &str, mut more: Value) -> Record {
+        more["kind"] = kind.into();
+        more["metadata"] = json!({"name": name, "namespace": "shop", "labels": more["labels"].take()});
+        record(more)
+    }
+
+    fn pod(labels: Value, address: &str) -> Record {
+        let mut more = json!({"status": {"podIP": address}});
+        more["labels"] = labels;
+        object("Pod", "web", more)
+    }
+
+    fn service(name: &str, selector: Value) -> Record {
+        let mut more = json!({"spec": {"ports": [{"port": 80}]}});
+        more["spec"]["selector"] = selector;
+        object("Service", name, more)
+    }
+
+    fn slice(service: &str, address: &str) -> Record {
+        let labels = json!({"kubernetes.io/service-name": service});
+        let more = json!({"addressType": "IPv4", "endpoints": [{"addresses": [address]}], "labels": labels});
+        object("EndpointSlice", &format!("{service}-1"), more)
+    }
+
+    /// A policy that denies everything for the pods behind a service.
+    fn deny_behind(service: &str) -> Record {
+        let spec =
+            json!({"action": "DENY", "rules": [{}], "targetRefs": [{"kind": "Service", "name": service}]});
+        object("AuthorizationPolicy", &format!("behind-{service}"), json!({"spec": spec}))
+    }
+
+    /// Applies a record. Returns whether there is another set of policies afterwards.
+    fn changes(index: &mut Index, record: &Record) -> bool {
+        let before = Arc::clone(index.snapshot().policies());
+        index.apply(record);
+        !Arc::ptr_eq(&before, index.snapshot().policies())
+    }
+
+    fn applicable(snapshot: &Snapshot) -> usize {
+        let workload: &Workload = &snapshot.workloads()[0];
+        snapshot.policies().applicable(workload).len()
+    }
+
+    #[test]
+    fn set_stays_the_same_until_a_policy_changes() {
+        let mut index = Index::new("culvert-system");
+        let allow = |rules: Value| object("AuthorizationPolicy", "a", json!({"spec": {"rules": rules}}));
+        assert!(changes(&mut index, &allow(json!([]))));
+        assert!(!changes(&mut index, &allow(json!([]))), "written again");
+        assert!(!changes(&mut index, &allow(Value::Null)), "to the same effect");
+        assert!(!changes(&mut index, &pod(json!({"app": "web"}), "10.0.0.1")));
+        assert!(!changes(&mut index, &pod(json!({"app": "db"}), "10.0.0.2")));
+        assert!(!changes(&mut index, &service("web", json!({"app": "web"}))));
+        assert!(changes(&mut index, &allow(json!([{}]))));
+        let audit = json!({"spec": {"action": "AUDIT"}});
+        assert!(changes(&mut index, &object("AuthorizationPolicy", "a", audit)), "it is none any more");
+        assert!(!index.delete(allow(json!([])).key()));
+        let strict = object("PeerAuthentication", "a", json!({"spec": {"mtls": {"mode": "STRICT"}}}));
+        assert!(changes(&mut index, &strict));
+        assert!(!changes(&mut index, &strict));
+        assert!(index.delete(strict.key()));
+    }
+
+    #[test]
+    fn set_follows_the_services_that_a_policy_names() {
+        let mut index = Index::new("culvert-system");
+        index.apply(&pod(json!({"app": "web"}), "10.0.0.1"));
+        index.apply(&deny_behind("web"));
+        index.apply(&deny_behind("bare"));
+        assert_eq!(applicable(&index.snapshot()), 0);
+        assert!(changes(&mut index, &service("web", json!({"app": "web"}))));
+        assert_eq!(applicable(&index.snapshot()), 1);
+        assert!(!changes(&mut index, &slice("web", "10.0.0.1")), "its selector says who stands behind it");
+        assert!(changes(&mut index, &service("bare", json!({}))));
+        assert!(changes(&mut index, &slice("bare", "10.0.0.1")));
+        assert_eq!(applicable(&index.snapshot()), 2);
+        assert!(changes(&mut index, &service("web", json!({"app": "other"}))));
+        assert_eq!(applicable(&index.snapshot()), 1);
+    }
+
+    #[test]
+    fn labels_of_pods_are_those_of_the_moment() {
+        let mut index = Index::new("culvert-system");
+        let spec = json!({"action": "DENY", "rules": [{}], "selector": {"matchLabels": {"app": "web"}}});
+        index.apply(&object("AuthorizationPolicy", "a", json!({"spec": spec})));
+        index.apply(&pod(json!({"app": "db"}), "10.0.0.1"));
+        assert_eq!(applicable(&index.snapshot()), 0);
+        index.apply(&pod(json!({"app": "web"}), "10.0.0.1"));
+        assert_eq!(applicable(&index.snapshot()), 1);
+    }
+}

@@ -26,8 +26,9 @@ impl World {
 
     /// `policies` that are all for the pod; the last permits the client.
     pub fn with_policies_here(policies: usize) -> Self {
-        let others = (1..policies)
-            .map(|number| policy(&format!("a-{number:05}"), Target::All, &["cluster.local/ns/bank/sa/teller"]));
+        let others = (1..policies).map(|number| {
+            policy(&format!("a-{number:05}"), Target::All, &["cluster.local/ns/bank/sa/teller"])
+        });
         Self::new(others.chain([policy("b", Target::All, &[CLIENT])]).collect())
     }
 
@@ -41,7 +42,8 @@ impl World {
 
     fn new(policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
         let identity = |account| {
-            Identity::new("cluster.local".parse().expect("a trust domain"), "shop", account).expect("an identity")
+            Identity::new("cluster.local".parse().expect("a trust domain"), "shop", account)
+                .expect("an identity")
         };
         Self {
             policies: PolicySet::new(policies, Vec::new(), "culvert-system", &[]),
@@ -52,11 +54,14 @@ impl World {
 
     /// Decides on a connection of the client.
     pub fn decide(&self) -> Decision {
-        self.policies.authorize(&self.pod, &culvert::mesh::Connection {
-            source: IpAddr::from([10, 0, 0, 9]),
-            identity: Some(&self.client),
-            destination: (self.pod.addresses[0], 8080).into(),
-        })
+        self.policies.authorize(
+            &self.pod,
+            &culvert::mesh::Connection {
+                source: IpAddr::from([10, 0, 0, 9]),
+                identity: Some(&self.client),
+                destination: (self.pod.addresses[0], 8080).into(),
+            },
+        )
     }
 }
 

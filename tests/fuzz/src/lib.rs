@@ -1,7 +1,10 @@
-//! What must hold for any bytes that a stranger can send: one function for each kind, which panics where it does not hold.
+//! What must hold for any bytes that a stranger can send or a user can write: one function for each kind, which panics where
+//! it does not hold.
 //!
 //! The programs beside it give libFuzzer's inputs to them (`cargo xtask test --fuzz`). The corpus, which is committed,
 //! is where libFuzzer begins, and what the tests here run.
+
+mod policy;
 
 use std::{sync::LazyLock, time::SystemTime};
 
@@ -13,6 +16,8 @@ use culvert::{
 use pem::Pem;
 use rcgen::{CertificateSigningRequestParams, KeyPair, PublicKeyData as _, SanType, SigningKey as _};
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+
+pub use policy::policy;
 
 /// The identity that requests are checked for.
 const ASKED: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -152,6 +157,11 @@ mod tests {
     #[test]
     fn the_corpus_of_attributes_holds() {
         corpus("attributes", attributes);
+    }
+
+    #[test]
+    fn the_corpus_of_policies_holds() {
+        corpus("policy", policy);
     }
 
     #[test]

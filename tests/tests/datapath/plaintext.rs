@@ -203,10 +203,12 @@ fn a_family_that_the_pod_was_not_enrolled_with_is_guarded_too() {
 #[test]
 fn the_pods_own_traffic_is_let_alone() {
     let world = World::new();
+    // The address of a second interface, which the agent does not know.
+    world.pod.run(|| netlink::address(1, ip("10.80.0.3"), 24).expect("giving lo an address"));
     let _application = Greeter::application(&world, &[80, 8000]);
     let pod = world.enroll_with(&rules(Refuse, &[]));
     let check = || {
-        for to in [POD4, POD6, "127.0.0.1", "::1"] {
+        for to in [POD4, POD6, "127.0.0.1", "::1", "10.80.0.3"] {
             for port in [80, 8000] {
                 assert_eq!(who(&world.pod, at(to, port)), "application", "{to} {port}");
             }

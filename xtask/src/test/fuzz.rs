@@ -1,4 +1,4 @@
-//! A short run of libFuzzer over what strangers can send (tests/fuzz): long enough to find what a change broke, not what
+//! A short run of libFuzzer over what strangers can send and users can write (tests/fuzz): long enough to find what a change broke, not what
 //! nobody has found before.
 
 use std::{fs, process::Command};
@@ -9,7 +9,7 @@ use super::tally::Tally;
 use crate::{command, layout};
 
 /// The programs of tests/fuzz, by the names of their corpora.
-const TARGETS: [&str; 4] = ["identity", "certificate", "request", "attributes"];
+const TARGETS: [&str; 5] = ["identity", "certificate", "request", "attributes", "policy"];
 
 /// Seconds for each.
 const SECONDS: u32 = 20;
@@ -41,7 +41,7 @@ pub(super) fn run(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Certificates and requests of the mesh have some 500 bytes; one input may take ten seconds and 2 GiB. Of libFuzzer's words
+/// Certificates, requests and policies have some 500 bytes; one input may take ten seconds and 2 GiB. Of libFuzzer's words
 /// only the sums.
 const LIMITS: [&str; 6] = [
     "-max_len=2048",

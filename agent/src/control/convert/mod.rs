@@ -224,8 +224,11 @@ impl Kind {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            Kind::Namespace => write!(f, "Namespace {}", self.name),
-            kind => write!(f, "{} {}/{}", kind.as_str(), self.namespace, self.name),
+            Kind::Namespace => write!(f, "Namespace {}", self.name.escape_debug()),
+            kind => {
+                let (namespace, name) = (self.namespace.escape_debug(), self.name.escape_debug());
+                write!(f, "{} {namespace}/{name}", kind.as_str())
+            }
         }
     }
 }

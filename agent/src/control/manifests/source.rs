@@ -31,17 +31,22 @@ impl Source {
     /// # Errors
     /// Where it cannot be read, or is no text.
     pub fn read(path: PathBuf) -> Result<Arc<Self>, Problem> {
-        let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
         let problem = |line, message| Problem { file: path.clone(), line, message, policy: None };
         let bytes = read_bounded(&path).map_err(|error| problem(None, format!("cannot be read: {error}")))?;
         let text = text(&bytes).map_err(|Fault { line, message }| problem(Some(line), message))?.to_owned();
+        Ok(Self::new(path, text))
+    }
+
+    /// Takes a file's text as read.
+    pub fn new(path: PathBuf, text: String) -> Arc<Self> {
+        let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
         let begin = text.as_ptr().addr();
         let span = |document: &Document<'_>| {
             let start = document.text.as_ptr().addr() - begin;
             (start..start + document.text.len(), document.offset)
         };
         let documents = documents(&text, format).iter().map(span).collect();
-        Ok(Arc::new(Self { path, text, format, documents }))
+        Arc::new(Self { path, text, format, documents })
     }
 
     /// Returns where the file is.

@@ -87,3 +87,50 @@ fn is_mapped(address: Ipv6Addr) -> bool {
 
 /// The bits before the IPv4 address in `::ffff:0:0/96` (RFC 4291 §2.5.5.2).
 const MAPPED: u8 = 96;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(nets: &[&str], inside: &[&str], outside: &[&str]) {
+        let blocks: IpBlocks = nets.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+        for address in inside {
+            assert!(blocks.holds(address.parse().unwrap()), "{address} is not in {nets:?}");
+        }
+        for address in outside {
+            assert!(!blocks.holds(address.parse().unwrap()), "{address} is in {nets:?}");
+        }
+    }
+
+    #[test]
+    fn blocks_may_overlap_and_touch() {
+        let nets = ["10.0.0.0/9", "10.64.0.0/10", "10.128.0.0/9", "192.0.2.1/32"];
+        check(
+            &nets,
+            &["10.0.0.0", "10.127.0.1", "10.255.255.255", "192.0.2.1"],
+            &["9.255.255.255", "11.0.0.0"],
+        );
+        check(&nets, &[], &["192.0.2.0", "192.0.2.2", "::10.0.0.1", "0.0.0.0", "255.255.255.255"]);
+        check(&[], &[], &["10.0.0.1", "::1"]);
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4_on_both_sides() {
+        check(&["10.0.0.0/8"], &["::ffff:10.0.0.1"], &["::ffff:11.0.0.1"]);
+        check(&["::ffff:10.0.0.0/104"], &["10.0.0.1", "::ffff:10.0.0.1"], &["11.0.0.1", "::1"]);
+        check(&["::ffff:0:0/96"], &["10.0.0.1"], &["::1"]);
+        check(&["::/0", "::ffff:0:0/95"], &["::1", "ffff::"], &["10.0.0.1", "::ffff:10.0.0.1"]);
+    }
+
+    #[test]
+    fn everything_is_both_families() {
+        let all = |nets: &[&str]| {
+            let blocks: IpBlocks = nets.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+            blocks.holds_all()
+        };
+        assert!(all(&["0.0.0.0/0", "::/0"]));
+        assert!(all(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]));
+        assert!(!all(&["::/0"]));
+        assert!(!all(&["0.0.0.0/0", "::/1"]));
+    }
+}

@@ -220,7 +220,7 @@ impl ClauseExplanation {
 impl EntryExplanation {
     fn new(path: String, entry: &Entry, action: Action, view: &View<'_>) -> Self {
         let explain = |field: &Field| FieldExplanation {
-            path: format!("{path}.{}", field.name),
+            path: field.path(&path),
             matches: field.evaluate(action, view) == Truth::Yes,
             why: field.why(action, view),
         };

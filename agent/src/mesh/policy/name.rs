@@ -32,9 +32,9 @@ impl PolicyKind {
     }
 }
 
-/// `namespace/name`.
+/// `namespace/name`. A manifest may hold names that Kubernetes would refuse: what would break a line is escaped.
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        write!(f, "{}/{}", self.namespace.escape_debug(), self.name.escape_debug())
     }
 }

@@ -118,10 +118,9 @@ impl Place<'_> {
             Self::Entry { rule, clause, entry, failed } => {
                 (entry_path(rule, clause, entry), failed.why().unwrap_or_default().to_owned())
             }
-            Self::Field { rule, clause, entry, failed } => (
-                format!("{}.{}", entry_path(rule, clause, entry), failed.name),
-                failed.why(Action::Allow, view),
-            ),
+            Self::Field { rule, clause, entry, failed } => {
+                (failed.path(&entry_path(rule, clause, entry)), failed.why(Action::Allow, view))
+            }
         }
     }
 }

@@ -145,3 +145,44 @@ impl Prefixes {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(patterns: &[&str], matching: &[&str], others: &[&str]) {
+        let strings: Strings = patterns.iter().map(|pattern| Pattern::parse(pattern).unwrap()).collect();
+        for text in matching {
+            assert!(strings.holds(text), "{text:?} matches none of {patterns:?}");
+        }
+        for text in others {
+            assert!(!strings.holds(text), "{text:?} matches one of {patterns:?}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_exact_prefixes_suffixes_or_anything() {
+        check(&["abc"], &["abc"], &["ab", "abcd", "xabc", ""]);
+        check(&["abc*"], &["abc", "abcd"], &["ab", "xabc", ""]);
+        check(&["*abc"], &["abc", "xabc"], &["bc", "abcx", ""]);
+        check(&["*"], &["a", "abc"], &[""]);
+        check(&[], &[], &["", "a"]);
+    }
+
+    #[test]
+    fn any_of_many_prefixes_and_suffixes_matches() {
+        check(
+            &["b*", "ab*", "abc*", "a-*", "*z", "*yz", "*xyz", "*y"],
+            &["b", "abd", "abcd", "a-1", "cz", "cy", "z"],
+            &["a", "ac", "c", "za"],
+        );
+    }
+
+    #[test]
+    fn other_stars_and_nothing_at_all_are_refused() {
+        for text in ["**", "*a*", "a*b", "a**", "**a"] {
+            assert_eq!(Pattern::parse(text), Err(PatternError::Star), "{text}");
+        }
+        assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
+    }
+}

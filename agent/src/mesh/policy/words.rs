@@ -15,6 +15,14 @@ pub(super) fn entry_path(rule: usize, clause: Clause, entry: usize) -> String {
     }
 }
 
+impl Field {
+    /// Its path in the policy's `spec`, such as `rules[0].from[1].source.principals`, given its entry's. The name of an
+    /// unknown field may be anything: what would break a line is escaped.
+    pub(super) fn path(&self, entry: &str) -> String {
+        format!("{entry}.{}", self.name.escape_debug())
+    }
+}
+
 impl Entry {
     /// Says why it does not match, where that is not for one of its fields.
     pub(super) fn why(&self) -> Option<&'static str> {

@@ -69,13 +69,18 @@ fn service(
             return Err(reference.path.clone().key(field).invalid("is needed"));
         }
     }
+    // In a line of the log; an object's name may be anything here.
+    let shown = name.escape_debug();
     let is_service = matches!((group, kind), ("" | "core", "Service"));
     if !is_service || !(own.is_empty() || own == namespace) {
-        let message = format!("{kind} {name} is no Service of the policy's namespace: it selects nothing");
+        let message = format!(
+            "{} {shown} is no Service of the policy's namespace: it selects nothing",
+            kind.escape_debug()
+        );
         notices.warn(Topic::TargetRefs, reference.path.clone(), message);
         return Ok(None);
     }
-    let message = format!("there are no waypoints: it selects the pods behind the Service {name}");
+    let message = format!("there are no waypoints: it selects the pods behind the Service {shown}");
     notices.warn(Topic::TargetRefs, reference.path.clone(), message);
     Ok(Some(name.into()))
 }
