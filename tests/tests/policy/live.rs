@@ -4,7 +4,7 @@ use lab::{PATIENCE, eventually, tcp};
 
 use crate::{
     objects::{allow, deny, deny_tier, from, mode},
-    world::{PORT, World, open, wait_cut},
+    world::{PORT, World, open, wait_cut, works},
 };
 
 const CLIENT: &str = "cluster.local/ns/front/sa/client";
@@ -81,7 +81,7 @@ fn a_change_of_the_pods_labels_counts_as_one_of_policy() {
     wait_cut(tunnel);
     wait_cut(plaintext);
     relabel("open");
-    eventually(PATIENCE, || crate::world::works(&world.client, world.server.at(PORT)));
+    eventually(PATIENCE, || works(&world.client, world.server.at(PORT)));
 }
 
 #[test]
@@ -108,4 +108,28 @@ fn a_pods_connection_to_itself_goes_on_whatever_changes() {
     world.apply(&[mode("strict", "STRICT"), allow("clients", &from("principals", &[CLIENT]))]);
     wait_cut(other);
     tcp::ping(&mut own, "still here").unwrap();
+}
+
+#[test]
+fn a_pod_that_leaves_takes_plaintext_and_its_tunnels_are_still_held_to_policy() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let both = || [mode("strict", "STRICT"), allow("both", &from("principals", &[CLIENT, OTHER]))];
+    world.apply(&both());
+    let mut kept = open(&world.client, world.server.at(PORT));
+    let lost = open(&world.other, world.server.at(PORT));
+    world.server.unenroll().unwrap();
+    eventually(PATIENCE, || works(&world.stranger, world.server.at(PORT)));
+    world.write(&[mode("strict", "STRICT"), allow("one", &from("principals", &[CLIENT]))]);
+    wait_cut(lost);
+    tcp::ping(&mut kept, "still here").unwrap();
+    // Back in the mesh, it is as at first, and what came meanwhile goes on as what is older than any enrolment does.
+    let mut meanwhile = open(&world.stranger, world.server.at(PORT));
+    world.server.enroll().unwrap();
+    eventually(PATIENCE, || match works(&world.stranger, world.server.at(PORT)) {
+        Err(_) => Ok(()),
+        Ok(()) => Err("plaintext still comes in"),
+    });
+    tcp::ping(&mut meanwhile, "still here").unwrap();
+    tcp::ping(&mut kept, "still here").unwrap();
 }
