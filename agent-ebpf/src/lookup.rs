@@ -43,11 +43,7 @@ pub(crate) fn lookup(ctx: &SkLookupContext) -> u32 {
     if packet.is_for_a_listener(pod) {
         return refuse(counter::REFUSED_DIRECT);
     }
-    if packet.source.0.is_loopback() || pod.owns(&packet.source.0) {
-        from_inside(ctx, pod, &packet)
-    } else {
-        from_outside(ctx, pod, &packet)
-    }
+    if packet.is_from_inside(pod) { from_inside(ctx, pod, &packet) } else { from_outside(ctx, pod, &packet) }
 }
 
 /// The pod talks to itself, or to the agent.
@@ -121,6 +117,14 @@ fn rule(pod: &Pod, port: u16) -> u32 {
 }
 
 impl Packet {
+    /// Returns whether the pod talks to itself. To an address that the agent does not know, such as a second interface's, a
+    /// pod talks from that same address. Forged from outside, none of these completes a handshake: the answer stays inside.
+    #[inline(always)]
+    fn is_from_inside(&self, pod: &Pod) -> bool {
+        let source = &self.source.0;
+        source.is_loopback() || pod.owns(source) || *source == self.destination.0
+    }
+
     /// Returns what kind of handshake of this pod the packet belongs to.
     #[inline(always)]
     fn handshake(&self, pod: &Pod) -> Option<u32> {

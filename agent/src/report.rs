@@ -229,7 +229,8 @@ impl Collector for Gauges {
             (
                 "culvert_policy_unenforced_connections",
                 "Connections past the agent that policy does not permit and that could not be ended",
-                self.proxy.unenforced().iter().map(|pod| pod.connections).sum(),
+                // Where they cannot be listed there may be some.
+                self.proxy.unenforced().iter().map(|pod| pod.connections.max(1)).sum(),
             ),
             (
                 "culvert_tasks",

@@ -48,7 +48,8 @@ pub(super) fn find(capture: &Capture, netns: &NetNs, pod: &Pod) -> io::Result<Ve
     let mut found = Vec::new();
     diag.list(ALIVE, sockets.as_fd(), |socket| {
         let (local, remote) = (socket.id.local(), socket.id.remote());
-        if listening.has(local) && is_outside(pod, remote.ip()) && !is_the_agents(socket, pod) {
+        let inside = is_inside(pod, local.ip(), remote.ip());
+        if !inside && listening.has(local) && !is_the_agents(socket, pod) {
             let tuple = tuple(capture.host.cookie(), remote, local);
             if !capture.tables.node().made(&tuple).map_err(io::Error::other)? {
                 found.push(Bypass { source: remote, destination: local, id: socket.id });
@@ -96,10 +97,9 @@ impl Listening {
     }
 }
 
-/// As `sk_lookup` sees it.
-fn is_outside(pod: &Pod, remote: IpAddr) -> bool {
-    let remote = Address::from(remote);
-    !remote.is_loopback() && !pod.owns(&remote)
+/// Returns whether the pod talks to itself, as `sk_lookup` sees it.
+fn is_inside(pod: &Pod, local: IpAddr, remote: IpAddr) -> bool {
+    remote.is_loopback() || remote == local || pod.owns(&Address::from(remote))
 }
 
 /// Returns whether the agent made or accepted the socket. A mere request inherits nothing yet; those to HBONE's port are

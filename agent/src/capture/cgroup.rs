@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_ebpf::KUBEPODS_LEVELS;
+use agent_ebpf::{KUBEPODS_LEVELS, MAX_KUBEPODS};
 
 use super::Error;
 
@@ -23,12 +23,12 @@ pub(super) struct Root {
 }
 
 /// Where the node's pods are.
-#[derive(Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum PodCgroups {
     /// Below the cgroups with these ids. None where the node has no kubelet, or one that has not started any pod yet.
     Known(Vec<u64>),
-    /// Not in this hierarchy: the kubelet uses cgroup v1, or the hierarchy cannot be read.
-    Unknown,
+    /// They cannot be told, and why.
+    Unknown(String),
 }
 
 impl Root {
@@ -68,16 +68,15 @@ impl Root {
     /// Looks for the cgroups that the kubelet keeps pods in.
     pub(super) fn pods(&self) -> PodCgroups {
         match kubepods(&self.path) {
-            Ok(ids) if ids.is_empty() && has_version_1_pods() => PodCgroups::Unknown,
-            Ok(ids) => PodCgroups::Known(ids),
-            Err(error) => {
-                tracing::warn!(
-                    path = %self.path.display(), %error,
-                    "cannot look for the pods' cgroups: the node's own connections, such as the kubelet's probes, are \
-                     treated as anybody's"
-                );
-                PodCgroups::Unknown
+            Ok(ids) if ids.is_empty() && has_version_1_pods() => {
+                PodCgroups::Unknown("the kubelet uses cgroup v1; let it use v2".to_owned())
             }
+            Ok(mut ids) if ids.len() < MAX_KUBEPODS as usize => {
+                ids.sort_unstable();
+                PodCgroups::Known(ids)
+            }
+            Ok(ids) => PodCgroups::Unknown(format!("{} cgroups are called kubepods", ids.len())),
+            Err(error) => PodCgroups::Unknown(format!("cannot read {}: {error}", self.path.display())),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use agent_ebpf::{Address, MAX_KUBEPODS, Tuple, maps};
+use agent_ebpf::{Address, Tuple, maps};
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 
 use super::{Error, cgroup::PodCgroups, tables::absent_is_fine};
@@ -20,6 +20,8 @@ pub(super) struct Node {
     addresses: HashMap<Address, u64>,
     kubepods: BpfHashMap<MapData, u64, u32>,
     cgroups: HashSet<u64>,
+    /// What the log says of them.
+    told: Option<PodCgroups>,
     connections: BpfHashMap<MapData, Tuple, u64>,
 }
 
@@ -32,7 +34,7 @@ impl Node {
     ) -> Result<Self, Error> {
         let addresses = local.iter().collect::<Result<_, _>>().map_err(Error::map(maps::LOCAL))?;
         let cgroups = kubepods.keys().collect::<Result<_, _>>().map_err(Error::map(maps::KUBEPODS))?;
-        Ok(Self { local, addresses, kubepods, cgroups, connections })
+        Ok(Self { local, addresses, kubepods, cgroups, told: None, connections })
     }
 
     /// Makes a pod's addresses what is wanted; none where it goes.
@@ -58,16 +60,33 @@ impl Node {
     /// Makes the pods' cgroups what was found. While they change nobody is exempt, as where they cannot be told.
     pub(super) fn set_cgroups(&mut self, found: &PodCgroups) -> Result<(), Error> {
         let want: HashSet<u64> = match found {
-            PodCgroups::Known(ids) if ids.len() < MAX_KUBEPODS as usize => ids.iter().copied().collect(),
-            PodCgroups::Known(_) | PodCgroups::Unknown => HashSet::from([UNKNOWN]),
+            PodCgroups::Known(ids) => ids.iter().copied().collect(),
+            PodCgroups::Unknown(_) => HashSet::from([UNKNOWN]),
         };
         if want != self.cgroups {
-            // In this order there is always room for the mark.
             self.change_cgroups(&want).map_err(Error::map(maps::KUBEPODS))?;
         }
+        self.tell(found);
         Ok(())
     }
 
+    /// Logs what is news.
+    fn tell(&mut self, found: &PodCgroups) {
+        if self.told.as_ref() == Some(found) {
+            return;
+        }
+        match found {
+            PodCgroups::Known(ids) => tracing::debug!(?ids, "the cgroups of the node's pods"),
+            PodCgroups::Unknown(why) => tracing::warn!(
+                why,
+                "the cgroups of the node's pods cannot be told: the node's own connections to its pods, such as the \
+                 kubelet's probes, are treated as anybody's"
+            ),
+        }
+        self.told = Some(found.clone());
+    }
+
+    /// The mark first: fewer than the bound are known, so that there is always room for it.
     fn change_cgroups(&mut self, want: &HashSet<u64>) -> Result<(), MapError> {
         self.add_cgroup(UNKNOWN)?;
         let old: Vec<u64> =

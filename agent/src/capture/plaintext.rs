@@ -18,7 +18,7 @@ impl Ports {
     /// Takes over what an earlier agent wrote.
     pub(super) fn adopt(map: BpfHashMap<MapData, PodPort, u32>) -> Result<Self, Error> {
         let mut have: HashMap<u64, BTreeMap<u16, u32>> = HashMap::new();
-        for entry in map.iter() {
+        for entry in &map {
             let (PodPort { netns, port, .. }, rule) = entry.map_err(Error::map(maps::PLAINTEXT))?;
             // A port has 16 bits; the field is wider for the kernel's sake only.
             #[expect(clippy::cast_possible_truncation, reason = "a port has 16 bits")]

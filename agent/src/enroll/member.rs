@@ -47,15 +47,26 @@ impl Member {
         self.sweep |= self.pod.set_terms(terms);
     }
 
-    /// Ends the leave, where the pod leaves, and says whether it did. As any enrolment that touches new connections only.
-    pub(super) fn come_back(&mut self) -> bool {
-        let back = self.leaving.take().is_some();
-        self.sweep &= !back;
-        back
+    /// Begins the pod's leave, which is over at `end`: its new connections are let alone from now on, and so is plaintext
+    /// that comes to it, which peers send that know.
+    pub(super) fn leave(&mut self, end: Instant) {
+        self.leaving = Some(end);
+        let workload = self.pod.workload();
+        if let Err(error) = self.pod.capture().stop_capture() {
+            tracing::error!(pod = %workload, %error, "its traffic is still captured");
+        }
+        if let Err(error) = self.enforce(&Plaintext::pass()) {
+            tracing::error!(pod = %workload, %error, "policy still applies to plaintext that comes to it");
+        }
     }
 
-    /// Follows a change of the pod's addresses.
-    pub(super) fn set_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), capture::Error> {
+    /// Keeps up to date a pod that is in the mesh, or comes back.
+    pub(super) fn keep(&mut self, addresses: &[IpAddr]) -> Result<(), capture::Error> {
+        if self.leaving.is_some() {
+            self.pod.capture().resume_capture()?;
+            self.leaving = None;
+            tracing::info!(pod = %self.pod.workload(), "the pod is back in the mesh");
+        }
         if self.addresses != addresses {
             self.pod.capture().set_addresses(addresses)?;
             self.addresses = addresses.to_vec();
@@ -67,7 +78,8 @@ impl Member {
     /// let in before.
     pub(super) fn enforce(&mut self, want: &Plaintext) -> Result<(), capture::Error> {
         let told = self.tell(want);
-        if std::mem::take(&mut self.sweep) {
+        // Who leaves or comes back does so with its old connections, as any pod does.
+        if std::mem::take(&mut self.sweep) && self.leaving.is_none() {
             self.pod.sweep();
         }
         told

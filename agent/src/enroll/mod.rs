@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     capture::{self, Capture, NetNs},
     identity::SvidStore,
-    mesh::{Enrollment, Identity, NetnsRef, Plaintext, Snapshot, Workload},
+    mesh::{Enrollment, Identity, NetnsRef, Snapshot, Workload},
     proxy::{Context, Pod, Terms},
 };
 use member::{Gone, Member, end, inode};
@@ -142,9 +142,38 @@ impl Enroller {
             // Only now: a listener that closes while the kernel still steers to it resets what it is handed.
             member.pod.close();
         }
-        // The pods' descriptors live until the last connection has ended.
-        self.context.finished().await;
+        self.finish(mesh).await;
         Ok(())
+    }
+
+    /// Keeps the pods' descriptors until the last connection has ended, and goes on to hold connections to policy, since
+    /// they may take their time.
+    async fn finish(mut self, mut mesh: watch::Receiver<Arc<Snapshot>>) {
+        let context = self.context.clone();
+        let mut finished = std::pin::pin!(context.finished());
+        while let Some(Ok(())) = tokio::select! {
+            () = &mut finished => None,
+            changed = mesh.changed() => Some(changed),
+        } {
+            let snapshot = mesh.borrow_and_update().clone();
+            self.set_terms(&snapshot);
+            for member in self.pods.values_mut().filter(|member| member.leaving.is_none()) {
+                let workload = member.pod.workload();
+                if let Err(error) = member.enforce(&snapshot.policies().plaintext(&workload)) {
+                    tracing::warn!(pod = %workload, %error, "a change of policy did not reach the kernel");
+                }
+            }
+        }
+        finished.await;
+    }
+
+    /// Gives the pods that are in the mesh, or leave it, the terms of a newer snapshot.
+    fn set_terms(&mut self, snapshot: &Snapshot) {
+        for workload in snapshot.on_node(&self.node) {
+            if let Some(member) = self.pods.get_mut(&workload.uid) {
+                member.set_terms(Terms::new(workload, snapshot));
+            }
+        }
     }
 
     fn wanted<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Workload>> {
@@ -153,15 +182,11 @@ impl Enroller {
 
     fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
         let wanted: HashMap<_, _> = self.wanted(snapshot).map(|w| (w.uid.clone(), w.clone())).collect();
-        let present: HashMap<_, _> = snapshot.on_node(&self.node).map(|w| (&w.uid, w)).collect();
+        let present: HashSet<_> = snapshot.on_node(&self.node).map(|w| w.uid.clone()).collect();
         self.failures.retain(|uid, _| wanted.contains_key(uid));
         self.remove(&wanted, &present);
         // Policy first: what is refused from now on must not wait for the rest.
-        for (uid, member) in &mut self.pods {
-            if let Some(workload) = present.get(uid) {
-                member.set_terms(Terms::new(workload, snapshot));
-            }
-        }
+        self.set_terms(snapshot);
         // Destinations before pods: a pod that is captured must never meet a map that does not know its peers yet.
         self.capture.set_destinations(&snapshot.destinations(&self.node))?;
         self.retain_identities(&wanted);
@@ -183,11 +208,7 @@ impl Enroller {
     }
 
     /// Lets go of the pods that are no longer wanted.
-    fn remove(
-        &mut self,
-        wanted: &HashMap<Arc<str>, Arc<Workload>>,
-        present: &HashMap<&Arc<str>, &Arc<Workload>>,
-    ) {
+    fn remove(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>, present: &HashSet<Arc<str>>) {
         let now = Instant::now();
         let mut ended = Vec::new();
         for (uid, member) in &mut self.pods {
@@ -205,18 +226,11 @@ impl Enroller {
                     tracing::info!(pod = %workload, old = %workload.identity, new = %wanted.identity, "the pod has another identity now");
                     ended.push((uid.clone(), Gone::Identity));
                 }
-            } else if !present.contains_key(uid) {
+            } else if !present.contains(uid) {
                 ended.push((uid.clone(), Gone::Pod));
             } else if member.leaving.is_none() {
                 tracing::info!(pod = %workload, "the pod leaves the mesh");
-                member.leaving = Some(now + self.leave_period);
-                if let Err(error) = member.pod.capture().stop_capture() {
-                    tracing::error!(pod = %workload, %error, "its traffic is still captured");
-                }
-                // Peers that know it by now send plaintext.
-                if let Err(error) = member.enforce(&Plaintext::pass()) {
-                    tracing::error!(pod = %workload, %error, "policy still applies to plaintext that comes to it");
-                }
+                member.leave(now + self.leave_period);
             } else if member.leaving.is_some_and(|end| end <= now) {
                 ended.push((uid.clone(), Gone::Membership));
             }
@@ -261,20 +275,16 @@ impl Enroller {
 
     /// Enrols a pod, or keeps one that is enrolled up to date.
     fn keep(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot) -> Result<(), EnrollError> {
+        let plaintext = snapshot.policies().plaintext(workload);
+        let member = self.pods.get_mut(&workload.uid);
+        // Whatever else is wrong with a pod, policy is in force for it.
+        member.map_or(Ok(()), |member| member.enforce(&plaintext))?;
         let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
         }
-        let plaintext = snapshot.policies().plaintext(workload);
         if let Some(member) = self.pods.get_mut(&workload.uid) {
-            let back = member.come_back();
-            member.enforce(&plaintext)?;
-            if back {
-                member.pod.capture().resume_capture()?;
-                tracing::info!(pod = %workload, "the pod is back in the mesh");
-            }
-            member.set_addresses(&workload.addresses)?;
-            return Ok(());
+            return Ok(member.keep(&workload.addresses)?);
         }
         let inode = inode(&netns_at);
         let netns = NetNs::open(&netns_at)?;

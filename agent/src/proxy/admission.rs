@@ -91,6 +91,12 @@ pub(super) enum Refused {
 }
 
 impl Refused {
+    /// Returns what the policies say.
+    pub(super) fn denial(&self) -> &Denial {
+        let (Self::Denied(denial) | Self::Revoked(denial)) = self;
+        denial
+    }
+
     /// Returns what the log and the metrics call it.
     pub(super) fn reason(&self) -> Reason {
         match self {

@@ -62,10 +62,11 @@ impl Bypass {
 async fn follow(context: &Context, pod: &Arc<Shared>) {
     let mut pauses = [].iter();
     loop {
-        let pause = pauses.next();
+        // What could not be ended may end by itself, and is then to be spoken of no more.
+        let pause = pauses.next().copied().or_else(|| pod.bypass.unenforced().map(|_| PATIENCE));
         tokio::select! {
             () = pod.bypass.wanted.notified() => pauses = AGAIN.iter(),
-            () = sleep(pause.copied().unwrap_or_default()), if pause.is_some() => {}
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
         sweep(context, pod).await;
         sleep(APART).await;
@@ -86,7 +87,9 @@ async fn sweep(context: &Context, pod: &Arc<Shared>) {
     for (connection, decision) in swept.ended {
         report(context, &swept.terms, &connection, &decision);
     }
-    if let Some((connections, why)) = &swept.unenforced {
+    if let Some((connections, why)) = &swept.unenforced
+        && pod.bypass.unenforced().is_none()
+    {
         let pod = swept.terms.workload.to_string();
         tracing::error!(pod, connections, why, "connections that policy does not permit cannot be ended");
     }
@@ -148,6 +151,9 @@ fn report(context: &Context, terms: &Terms, connection: &capture::Bypass, decisi
 /// When a pod's connections are looked at again after a change of its terms, for what the kernel let in just before it
 /// was told, and had not made a connection of yet. Handshakes under way are among what is listed.
 const AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+
+/// How often a pod is looked at while something there cannot be ended.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The least time between two looks at one pod: each lists all its connections.
 const APART: Duration = Duration::from_millis(100);

@@ -175,6 +175,7 @@ async fn carry(
     };
     // An application may take its time to answer.
     if let Err(refused) = admission.ask_again() {
+        outcome.revoked(refused.denial());
         return Err(deny(incoming, refused));
     }
     let (sender, receiver) = incoming.accept()?.split();
@@ -188,7 +189,10 @@ async fn carry(
     );
     tokio::select! {
         copied = copied => copied?,
-        refused = admission.revoked() => return Err(refused.into()),
+        refused = admission.revoked() => {
+            outcome.revoked(refused.denial());
+            return Err(refused.into());
+        }
     }
     close_gently(&stream);
     Ok(())

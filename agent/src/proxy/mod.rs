@@ -2,9 +2,13 @@
 //! its bytes until both ends are done.
 //!
 //! ```text
-//! application ─► kernel ─► listener ─► outbound ─► hbone::Pool ═══ mTLS ═══► listener ─► inbound ─► application
-//!                                          └─────► plain TCP (a destination outside the mesh)
+//! application ─► kernel ─► listener ─► outbound ─► hbone::Pool ═══ mTLS ═══► listener ─► inbound ───┐
+//!                                          └─────► plain TCP (outside the mesh, or DISABLE)         ├► admission ─► application
+//!                     plaintext that policy has to look at ─► kernel ─► listener ─► plaintext ──────┘
 //! ```
+//!
+//! Plaintext that the kernel lets pass, or refuses, does not come here: `bypass` ends of the former what policy no longer
+//! permits, and `refusals` reports the latter.
 //!
 //! One task owns one connection, and an `Outcome` in it accounts for that connection whatever way it ends. Which pods
 //! there are is `enroll`'s business; what the kernel does is `capture`'s.

@@ -9,7 +9,7 @@ use super::{
     metrics::{Labels, Reporter, Series},
     verdicts,
 };
-use crate::mesh::{Decision, Identity, OrigDst, Reason, Service, Workload};
+use crate::mesh::{Decision, Denial, Identity, OrigDst, Reason, Service, Workload};
 
 /// One connection's account, from accept to end.
 pub(super) struct Outcome<'a> {
@@ -108,6 +108,12 @@ impl<'a> Outcome<'a> {
         self.context.metrics.verdicts.count(decision);
         self.policy = verdicts::decider(&decision.verdict).map(ToString::to_string);
         self.dry_run = decision.dry_run.as_ref().map(|dry_run| verdicts::summary(&dry_run.verdict));
+    }
+
+    /// Notes that the policies refuse what they have permitted, and counts it.
+    pub(super) fn revoked(&mut self, denial: &Denial) {
+        self.context.metrics.verdicts.count_denial(denial);
+        self.policy = denial.policy().map(ToString::to_string);
     }
 
     /// Notes the client's address as the application sees it.

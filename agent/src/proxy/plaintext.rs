@@ -9,12 +9,13 @@ use super::{
     access_log::canonical,
     admission::{Admission, Refused},
     application::{self, ApplicationError, Client},
+    client_ports::ClientPort,
     context::Context,
     copy::{self, CopyError, Side},
     outcome::Outcome,
     pod::{Ended, Shared, close_gently},
 };
-use crate::mesh::{OrigDst, Reason};
+use crate::mesh::{OrigDst, Permit, Reason};
 
 /// Carries one connection to its end.
 pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
@@ -44,17 +45,27 @@ async fn carry(
     let mut admission = Admission::new(pod.subscribe(), peer.ip(), None, target);
     let permit = admission.ask(outcome)?;
     let client = application::reserve(pod, Client { address: peer.ip(), port: Some(peer.port()) })?;
-    let far = tokio::select! {
-        dialled = application::dial(pod, &permit, target, &client) => dialled?,
-        refused = admission.revoked() => return Err(refused.into()),
+    let carried = tokio::select! {
+        refused = admission.revoked() => Err(refused),
+        carried = deliver(pod, &permit, (stream, target, &client), outcome) => Ok(carried),
     };
+    carried.unwrap_or_else(|refused| {
+        outcome.revoked(refused.denial());
+        Err(refused.into())
+    })
+}
+
+/// Brings the connection to the application, and copies.
+async fn deliver(
+    pod: &Shared,
+    permit: &Permit,
+    (stream, target, client): (&TcpStream, SocketAddr, &ClientPort),
+    outcome: &mut Outcome<'_>,
+) -> Result<(), PlaintextError> {
+    let far = application::dial(pod, permit, target, client).await?;
     outcome.opened(false);
-    let copied =
-        copy::copy(copy::tcp(stream, Side::Plain), copy::tcp(&far, Side::Local), &outcome.up, &outcome.down);
-    tokio::select! {
-        copied = copied => copied?,
-        refused = admission.revoked() => return Err(refused.into()),
-    }
+    copy::copy(copy::tcp(stream, Side::Plain), copy::tcp(&far, Side::Local), &outcome.up, &outcome.down)
+        .await?;
     close_gently(&far);
     Ok(())
 }

@@ -61,7 +61,7 @@ mod tests {
             workload: Arc::clone(&before.workload),
             policies: Arc::new(PolicySet::new(policies, Vec::new(), "root", &[])),
         };
-        assert!(now(vec![own.clone(), others.clone()]).decide_as(&before));
+        assert!(now(vec![own, others.clone()]).decide_as(&before));
         assert!(!now(vec![others]).decide_as(&before));
         // Made anew, it may say something else.
         assert!(!now(vec![deny_all("shop")]).decide_as(&before));

@@ -52,20 +52,22 @@ impl Verdicts {
 
     /// Counts one decision.
     pub(super) fn count(&self, decision: &Decision) {
-        self.count_verdict(&decision.verdict, ENFORCED);
+        self.count_one(decider(&decision.verdict), word(&decision.verdict), ENFORCED);
         if let Some(dry_run) = &decision.dry_run {
-            self.count_verdict(&dry_run.verdict, DRY_RUN);
+            self.count_one(decider(&dry_run.verdict), word(&dry_run.verdict), DRY_RUN);
         }
     }
 
-    fn count_verdict(&self, verdict: &Result<Permit, Denial>, mode: &'static str) {
-        let policy = decider(verdict);
+    /// Counts the denial of what was permitted before.
+    pub(super) fn count_denial(&self, denial: &Denial) {
+        self.count_one(denial.policy(), DENY, ENFORCED);
+    }
+
+    fn count_one(&self, policy: Option<&PolicyName>, verdict: &'static str, mode: &'static str) {
         if let Some(policy) = policy {
             self.make_room(policy);
         }
-        self.counts
-            .get_or_create(&Labels::new(policy, if verdict.is_ok() { ALLOW } else { DENY }, mode))
-            .inc();
+        self.counts.get_or_create(&Labels::new(policy, verdict, mode)).inc();
     }
 
     fn make_room(&self, policy: &PolicyName) {
@@ -103,9 +105,13 @@ pub(super) fn decider(verdict: &Result<Permit, Denial>) -> Option<&PolicyName> {
     }
 }
 
+fn word(verdict: &Result<Permit, Denial>) -> &'static str {
+    if verdict.is_ok() { ALLOW } else { DENY }
+}
+
 /// Returns a verdict in a word, with the policy that decided: `deny shop/lockdown`.
 pub(super) fn summary(verdict: &Result<Permit, Denial>) -> String {
-    let word = if verdict.is_ok() { ALLOW } else { DENY };
+    let word = word(verdict);
     match (verdict, decider(verdict)) {
         (_, Some(policy)) => format!("{word} {policy}"),
         (Err(denial), None) => format!("{word}: {denial}"),

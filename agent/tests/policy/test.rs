@@ -224,7 +224,7 @@ fn a_file_that_is_no_test_is_refused() {
             "cases: [{name: a, from: [], to: {}, expect: allow}]\n",
             "1: cases[0].from: must be a mapping, and is a list",
         ),
-        ("text\n", "1: : invalid type"),
+        ("text\n", "1: invalid type"),
         ("case: []\n", "1: case: unknown field `case`"),
         ("objects: []\n", "1: missing field `cases`"),
         ("trustDomain: A\ncases: []\n", "1: trustDomain: \"A\" is not a trust domain"),

@@ -16,14 +16,10 @@ use nix::{
 use tokio::runtime::Builder;
 
 use crate::{
-    plaintext::rules,
+    greeter::{at, rules},
     raw,
     world::{POD4, POD6, World, addr, blocking, eventually, ip, listen},
 };
-
-fn at(own: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip(own), port)
-}
 
 /// A connection from outside, and the application's end.
 struct Pair {
@@ -44,7 +40,7 @@ impl Pair {
     }
 
     /// Checks that both ends were told.
-    fn is_cut(mut self) {
+    fn assert_cut(mut self) {
         let error = self.accepted.read(&mut [0]).expect_err("a cut read as an end");
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
         let error = self.client.read(&mut [0]).expect_err("a cut read as an end");
@@ -59,7 +55,7 @@ fn bypassing(pod: &PodCapture) -> Vec<Bypass> {
 fn destroy(pod: &PodCapture, pair: Pair) {
     let bypass = bypassing(pod).into_iter().find(|bypass| pair.is(bypass)).expect("the connection is found");
     pod.destroy(&bypass).expect("ending a connection");
-    pair.is_cut();
+    pair.assert_cut();
     pod.destroy(&bypass).expect("it has ended already");
 }
 
@@ -127,6 +123,28 @@ fn a_half_closed_connection_is_found() {
     drop(ended.accepted);
     drop(ended.client);
     eventually("nothing is found", || bypassing(&pod).is_empty());
+}
+
+/// It completes by itself, whatever the rules are by then.
+#[test]
+fn a_handshake_under_way_is_found() {
+    let world = World::new();
+    let _applications: Vec<_> =
+        [8000, 15008].into_iter().map(|port| world.pod.run(|| listen(&format!("0.0.0.0:{port}")))).collect();
+    let pod = world.enroll();
+    let nobody = addr("10.77.0.9:50000");
+    world.out.run(|| {
+        raw::forge_syn(nobody, at(POD4, 15008));
+        raw::forge_syn(nobody, at(POD4, 8000));
+    });
+    // The one to HBONE's port came first, and is the agent's.
+    eventually("the handshake is found", || !bypassing(&pod).is_empty());
+    let found = bypassing(&pod);
+    assert_eq!(world.stats().hbone, 1);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].source, found[0].destination), (nobody, at(POD4, 8000)));
+    pod.destroy(&found[0]).expect("ending a handshake");
+    assert_eq!(bypassing(&pod).len(), 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use lab::{PATIENCE, eventually, tcp};
 
 use crate::{
     objects::{allow, deny, deny_tier, from, mode},
-    world::{PORT, World, open, wait_cut},
+    world::{PORT, World, open, wait_cut, works},
 };
 
 const CLIENT: &str = "cluster.local/ns/front/sa/client";
@@ -25,6 +25,7 @@ fn a_tunnel_is_cut_when_its_permission_ends_and_another_goes_on() {
     eventually(PATIENCE, || server.open() == 1);
     let line = world.line_from(address);
     assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert_eq!(line.field("policy"), None, "it was another one that permitted it: {line:?}");
     assert!(line.field("error").is_some_and(|error| error.contains("shop/one")), "{line:?}");
     assert_eq!(line.bytes_sent(), "hello".len() as u64);
 }
@@ -43,7 +44,26 @@ fn inspected_plaintext_is_cut_when_its_permission_ends_and_another_goes_on() {
     eventually(PATIENCE, || server.open() == 1);
     let line = world.line_from(address);
     assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
+    assert_eq!(line.field("policy").as_deref(), Some("shop/stranger"), "{line:?}");
     assert_eq!(line.bytes_sent(), "hello".len() as u64);
+    assert_eq!(world.verdicts("shop/stranger", "deny", "enforced"), 1.0);
+}
+
+#[test]
+fn an_agent_that_drains_goes_on_to_hold_connections_to_policy() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let mut kept = open(&world.client, world.server.at(PORT));
+    let lost = open(&world.other, world.server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    world.b.begin_terminate();
+    eventually(PATIENCE, || world.b.ready().is_err());
+    tcp::ping(&mut kept, "still here").unwrap();
+    world.write(&[allow("one", &from("principals", &[CLIENT]))]);
+    wait_cut(lost);
+    // Not by the end of the grace period.
+    assert_eq!(world.line_from(address).reason().as_deref(), Some("policy_revoked"));
+    tcp::ping(&mut kept, "still here").unwrap();
 }
 
 #[test]
@@ -61,7 +81,7 @@ fn a_change_of_the_pods_labels_counts_as_one_of_policy() {
     wait_cut(tunnel);
     wait_cut(plaintext);
     relabel("open");
-    eventually(PATIENCE, || crate::world::works(&world.client, world.server.at(PORT)));
+    eventually(PATIENCE, || works(&world.client, world.server.at(PORT)));
 }
 
 #[test]
@@ -88,4 +108,28 @@ fn a_pods_connection_to_itself_goes_on_whatever_changes() {
     world.apply(&[mode("strict", "STRICT"), allow("clients", &from("principals", &[CLIENT]))]);
     wait_cut(other);
     tcp::ping(&mut own, "still here").unwrap();
+}
+
+#[test]
+fn a_pod_that_leaves_takes_plaintext_and_its_tunnels_are_still_held_to_policy() {
+    let world = World::start();
+    let _server = world.server.serve(PORT, tcp::echo).unwrap();
+    let both = || [mode("strict", "STRICT"), allow("both", &from("principals", &[CLIENT, OTHER]))];
+    world.apply(&both());
+    let mut kept = open(&world.client, world.server.at(PORT));
+    let lost = open(&world.other, world.server.at(PORT));
+    world.server.unenroll().unwrap();
+    eventually(PATIENCE, || works(&world.stranger, world.server.at(PORT)));
+    world.write(&[mode("strict", "STRICT"), allow("one", &from("principals", &[CLIENT]))]);
+    wait_cut(lost);
+    tcp::ping(&mut kept, "still here").unwrap();
+    // Back in the mesh, it is as at first, and what came meanwhile goes on as what is older than any enrolment does.
+    let mut meanwhile = open(&world.stranger, world.server.at(PORT));
+    world.server.enroll().unwrap();
+    eventually(PATIENCE, || match works(&world.stranger, world.server.at(PORT)) {
+        Err(_) => Ok(()),
+        Ok(()) => Err("plaintext still comes in"),
+    });
+    tcp::ping(&mut meanwhile, "still here").unwrap();
+    tcp::ping(&mut kept, "still here").unwrap();
 }

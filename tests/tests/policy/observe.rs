@@ -80,6 +80,13 @@ fn the_agent_says_what_a_pod_is_held_to_and_why() {
     assert!(denied.body.contains("shop/clients") || denied.body.contains("clients"), "{}", denied.body);
     assert_ne!(explain(&world.b, "front/client").body, denied.body);
     assert_eq!(explain(&world.b, "no/body").status, 400);
+    let socket = world.b.socket().display().to_string();
+    let ask = ["policy", "explain", "--from", "back/other", "--to", "shop/server:8080", "--agent", &socket];
+    let shown = String::from_utf8(world.b.cli(&ask).unwrap().stdout).unwrap();
+    assert!(
+        shown.contains("shop/clients") && shown.contains("rules[0].from[0].source.principals"),
+        "{shown}"
+    );
     // Not for anybody.
     assert_eq!(world.b.get("/policy/explain?from=front/client&to=shop/server:8080").unwrap().status, 404);
 }

@@ -123,6 +123,15 @@ fn what_cannot_be_read_allows_nobody() {
     eventually(PATIENCE, || world.b.logs().contains("shop/typo"));
     world.apply(&[deny("harmless", "[]")]);
     open(&world.client, world.server.at(PORT));
+    open(&world.stranger, world.server.at(PORT));
+    world.apply(&[mode("typo-too", "STRIKT")]);
+    open(&world.client, world.server.at(PORT));
+    assert_eq!(refusal(&world.stranger, world.server.at(PORT)), ErrorKind::ConnectionRefused);
+    eventually(PATIENCE, || world.b.ready().is_ok() && readiness(&world).contains("shop/typo-too"));
+}
+
+fn readiness(world: &World) -> String {
+    world.b.get("/healthz/ready").unwrap().body
 }
 
 /// Whether plaintext is refused: by the kernel at once, or by the agent that looked at it.

@@ -74,13 +74,13 @@ fn some(set: usize) -> bool {
     match set / BATCH % 3 {
         0 => true,
         1 => false,
-        _ => set % 2 == 0,
+        _ => set.is_multiple_of(2),
     }
 }
 
 /// Whether the other port is STRICT.
 fn strict(set: usize) -> bool {
-    set / 7 % 2 == 0
+    (set / 7).is_multiple_of(2)
 }
 
 /// Whether the other pod is STRICT: throughout every other batch, so that its connections live for a while.

@@ -50,7 +50,7 @@ struct Node {
     /// Whether it matches.
     marked: bool,
     line: String,
-    children: Vec<Node>,
+    children: Vec<Self>,
 }
 
 impl Node {

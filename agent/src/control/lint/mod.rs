@@ -15,8 +15,10 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
+use std::{collections::HashMap, sync::Arc};
+
 use super::{FieldPath, Kind, Objects};
-use crate::mesh::{Enrollment, Snapshot, TrustDomain, Workload};
+use crate::mesh::{AuthorizationPolicy, Enrollment, PolicyName, Snapshot, TrustDomain, Workload};
 
 use finding::Findings;
 
@@ -28,6 +30,8 @@ pub use finding::Finding;
 struct World<'a> {
     objects: &'a Objects,
     snapshot: Snapshot,
+    /// The pods that each AuthorizationPolicy is for.
+    authorized: HashMap<PolicyName, Vec<Arc<Workload>>>,
     root: &'a str,
     trust_domain: &'a TrustDomain,
 }
@@ -35,9 +39,11 @@ struct World<'a> {
 /// Returns what is odd in the objects, by file and line.
 pub fn lint(objects: &Objects) -> Vec<Finding> {
     let settings = objects.settings();
+    let snapshot = objects.snapshot_enrolling_by_default();
     let world = World {
         objects,
-        snapshot: objects.snapshot_enrolling_by_default(),
+        authorized: authorized(&snapshot),
+        snapshot,
         root: &settings.root_namespace,
         trust_domain: &settings.trust_domain,
     };
@@ -49,7 +55,22 @@ pub fn lint(objects: &Objects) -> Vec<Finding> {
     findings.finish()
 }
 
+fn authorized(snapshot: &Snapshot) -> HashMap<PolicyName, Vec<Arc<Workload>>> {
+    let mut authorized: HashMap<_, Vec<_>> = HashMap::new();
+    for pod in snapshot.workloads() {
+        for policy in snapshot.policies().applicable(pod) {
+            authorized.entry(policy.name.clone()).or_default().push(Arc::clone(pod));
+        }
+    }
+    authorized
+}
+
 impl World<'_> {
+    /// The pods that an AuthorizationPolicy is for.
+    fn authorized(&self, policy: &AuthorizationPolicy) -> &[Arc<Workload>] {
+        self.authorized.get(&policy.name).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether the files hold any pods; otherwise nothing can be said about them.
     fn has_pods(&self) -> bool {
         !self.snapshot.workloads().is_empty()

@@ -16,7 +16,7 @@ pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
             Target::Labels(_) => Some(spec().key("selector")),
             Target::Services(_) => Some(spec().key("targetRefs")),
         };
-        selection(world, findings, (&policy.name, field), &pods);
+        selection(world, findings, (&policy.name, field), pods);
     }
     let authentications: Vec<_> = world.objects.authentications().collect();
     for policy in &authentications {
@@ -30,23 +30,15 @@ pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
 }
 
 impl World<'_> {
-    /// The pods that a policy is for.
-    pub(super) fn authorized(&self, policy: &AuthorizationPolicy) -> Vec<&Arc<Workload>> {
-        let policies = self.snapshot.policies();
-        let applies = |pod: &&Arc<Workload>| {
-            policies.applicable(pod).iter().any(|applicable| applicable.name == policy.name)
-        };
-        self.snapshot.workloads().iter().filter(applies).collect()
-    }
-
-    fn authenticated(&self, policy: &PeerAuthentication) -> Vec<&Arc<Workload>> {
+    /// The pods that a PeerAuthentication is for, whether it counts for them or not.
+    fn authenticated(&self, policy: &PeerAuthentication) -> Vec<Arc<Workload>> {
         let is_mesh = policy.selector.is_none() && *policy.name.namespace == *self.root;
         let selected = |pod: &&Arc<Workload>| {
             let wanted = policy.selector.iter().flatten();
             (is_mesh || pod.namespace == policy.name.namespace)
                 && wanted.into_iter().all(|(key, value)| pod.labels.get(key) == Some(value))
         };
-        self.snapshot.workloads().iter().filter(selected).collect()
+        self.snapshot.workloads().iter().filter(selected).cloned().collect()
     }
 }
 
@@ -54,7 +46,7 @@ fn selection(
     world: &World<'_>,
     findings: &mut Findings<'_>,
     (policy, field): (&PolicyName, Option<FieldPath>),
-    pods: &[&Arc<Workload>],
+    pods: &[Arc<Workload>],
 ) {
     if !world.has_pods() {
         return;
@@ -81,7 +73,7 @@ fn strict(
     world: &World<'_>,
     findings: &mut Findings<'_>,
     policy: &PeerAuthentication,
-    pods: &[&Arc<Workload>],
+    pods: &[Arc<Workload>],
 ) {
     let is_strict = policy.mode == Mode::Strict || policy.ports.values().any(|mode| *mode == Mode::Strict);
     let targets: Vec<_> = pods.iter().filter(|pod| is_enrolled(pod)).collect();
@@ -108,7 +100,8 @@ fn ignored(
     let older: Vec<_> = all.iter().filter(|other| same_level(other) && other.age() < policy.age()).collect();
     let pods = world.authenticated(policy);
     let replaces = |other: &PeerAuthentication| {
-        let theirs: BTreeSet<_> = world.authenticated(other).iter().map(|pod| &pod.uid).collect();
+        let theirs: BTreeSet<_> =
+            world.authenticated(other).into_iter().map(|pod| Arc::clone(&pod.uid)).collect();
         other.selector == policy.selector
             || (!pods.is_empty() && pods.iter().all(|pod| theirs.contains(&pod.uid)))
     };

@@ -123,7 +123,7 @@ impl Reader<'_> {
     /// Reads a document; none where something is wrong with it.
     fn suite(&mut self, value: Value) -> Option<Suite> {
         let document = mapping(&value, FieldPath::default()).and_then(|()| typed(value));
-        let document: Document = self.noting(FieldPath::default(), document)?;
+        let document: Document = self.noting(&FieldPath::default(), document)?;
         let mut objects = Objects::new(Settings {
             trust_domain: document.trust_domain.map_or_else(default_trust_domain, |Parsed(domain)| domain),
             root_namespace: document.root_namespace.unwrap_or_else(|| ROOT_NAMESPACE.to_owned()),
@@ -141,7 +141,7 @@ impl Reader<'_> {
         for (index, file) in files.iter().enumerate() {
             let path = FieldPath::of(&["files"]).index(index);
             let read = Source::read(beside.join(file)).and_then(|source| objects.read(&source));
-            self.noting(path, read.map_err(|problem| FieldPath::default().invalid(problem.to_string())));
+            self.noting(&path, read.map_err(|problem| FieldPath::default().invalid(problem.to_string())));
         }
         for (index, object) in inline.into_iter().enumerate() {
             let path = FieldPath::of(&["objects"]).index(index);
@@ -158,7 +158,7 @@ impl Reader<'_> {
             .and_then(|()| mapping(&value["from"], from()))
             .and_then(|()| mapping(&value["to"], to()))
             .and_then(|()| typed(value));
-        let case: CaseText = self.noting(path.clone(), case)?;
+        let case: CaseText = self.noting(&path, case)?;
         let server = case.to.server();
         let query = case.from.client().and_then(|client| {
             Query::resolve(&client, &server, snapshot).map_err(|error| at_fault(&error, &server))
@@ -166,7 +166,7 @@ impl Reader<'_> {
         Some(Case {
             name: case.name,
             line,
-            query: self.noting(path, query)?,
+            query: self.noting(&path, query)?,
             expect: case.expect,
             policy: case.policy.map(|Parsed(policy)| policy),
             dry_run: case.dry_run,
@@ -174,11 +174,14 @@ impl Reader<'_> {
     }
 
     /// Keeps a mistake, which stands somewhere under `path`.
-    fn noting<T>(&mut self, path: FieldPath, read: Result<T, Invalid>) -> Option<T> {
+    fn noting<T>(&mut self, path: &FieldPath, read: Result<T, Invalid>) -> Option<T> {
         read.map_err(|invalid| {
-            let path = invalid.path.under(&path);
+            let path = invalid.path.under(path);
             let line = self.source.line(self.document, &path);
-            let message = Invalid { path, ..invalid }.to_string();
+            let message = match path == FieldPath::default() {
+                true => invalid.message,
+                false => Invalid { path, ..invalid }.to_string(),
+            };
             self.problems.push(self.source.problem(Some(line), message));
         })
         .ok()
@@ -211,7 +214,7 @@ impl ServerText {
 fn at_fault(error: &QueryError, server: &Server) -> Invalid {
     let path = match error {
         QueryError::NotEnrolled(..) => to().key("pod"),
-        QueryError::UnknownPod(pod) | QueryError::NoAddress(pod) if *pod == server.pod => to().key("pod"),
+        QueryError::UnknownPod(pod) if *pod == server.pod => to().key("pod"),
         QueryError::NotItsAddress(_, address) if Some(*address) == server.address => to().key("ip"),
         QueryError::NotItsAddress(..) => from().key("ip"),
         QueryError::UnknownPod(_) | QueryError::NoAddress(_) => from().key("pod"),
