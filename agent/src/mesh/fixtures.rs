@@ -19,6 +19,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
         labels: Arc::default(),
         node: "node-a".into(),
         addresses: addresses.iter().map(|address| ip(address)).collect(),
+        host_addresses: Vec::new(),
         identity: Identity::new("cluster.local".parse().unwrap(), "shop", &name).unwrap(),
         enrollment: Enrollment::Enrolled,
         receives_hbone: true,

@@ -27,6 +27,8 @@ pub struct Workload {
     /// The pod's addresses, canonical (IPv4-mapped IPv6 is IPv4), without repetition. Empty for `hostNetwork` pods:
     /// they never claim the node's address.
     pub addresses: Vec<IpAddr>,
+    /// The node's addresses, for a `hostNetwork` pod: it sends from them, like everything else there.
+    pub host_addresses: Vec<IpAddr>,
     /// Who the pod is.
     pub identity: Identity,
     /// Whether the pod is to be in the mesh.
@@ -125,6 +127,7 @@ impl Workload {
             labels,
             node: Arc::default(),
             addresses: Vec::new(),
+            host_addresses: Vec::new(),
             identity,
             enrollment: Enrollment::Enrolled,
             receives_hbone: true,

@@ -76,6 +76,7 @@ fn pod(identity: Identity) -> Workload {
         labels: Arc::new(labels()),
         node: "node-a".into(),
         addresses: vec![IpAddr::from([10, 0, 0, 1])],
+        host_addresses: Vec::new(),
         identity,
         enrollment: Enrollment::Enrolled,
         receives_hbone: true,

@@ -25,6 +25,10 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
     let pod_labels = pod_labels(pod, spec, key, settings)?;
     let enrollment = pod_labels.enrollment(NamespaceLabels::default());
     let host_network = pod_labels.never == Some(NotEnrolled::HostNetwork);
+    let (addresses, host_addresses) = match addresses(status)? {
+        of_the_node if host_network => (Vec::new(), of_the_node),
+        own => (own, Vec::new()),
+    };
     let workload = workload_name(pod, key);
     let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty());
     let workload = Workload {
@@ -36,7 +40,8 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
         workload: workload.into(),
         labels: labels.cloned().unwrap_or_default().into(),
         node: spec.node_name.as_deref().unwrap_or_default().into(),
-        addresses: if host_network { Vec::new() } else { addresses(status)? },
+        addresses,
+        host_addresses,
         identity: identity(spec, key, settings)?,
         enrollment,
         receives_hbone: pod_labels.receives_hbone(enrollment),

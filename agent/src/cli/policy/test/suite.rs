@@ -217,7 +217,7 @@ fn at_fault(error: &QueryError, server: &Server) -> Invalid {
         QueryError::UnknownPod(pod) if *pod == server.pod => to().key("pod"),
         QueryError::NotItsAddress(_, address) if Some(*address) == server.address => to().key("ip"),
         QueryError::NotItsAddress(..) => from().key("ip"),
-        QueryError::UnknownPod(_) | QueryError::NoAddress(_) => from().key("pod"),
+        QueryError::UnknownPod(_) => from().key("pod"),
         _ => from(),
     };
     path.invalid(error.to_string())

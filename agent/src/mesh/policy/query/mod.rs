@@ -62,15 +62,9 @@ pub enum QueryError {
     /// No policy is enforced at it.
     #[error("the pod {0} is not enrolled, so that no policy is enforced at it: {1}")]
     NotEnrolled(PodName, NotEnrolled),
-    /// It sends plaintext, of which policy sees nothing but the address, and has none.
-    #[error("the pod {0} sends plaintext and has no address of its own: say which (ip, or @address)")]
-    NoAddress(PodName),
     /// The address is somebody else's.
     #[error("{1} is no address of the pod {0}")]
     NotItsAddress(PodName, IpAddr),
-    /// One has IPv4 addresses alone, and the other IPv6.
-    #[error("the client has no address of the family of any address of the pod {0}")]
-    Family(PodName),
 }
 
 /// Where an end may be; empty where nobody has said, and an address that is nobody's stands for it.
@@ -80,7 +74,7 @@ impl Query {
     /// Finds out what a connection between the two is like.
     ///
     /// # Errors
-    /// Where a pod is unknown, or the destination not enrolled, or the two have no family of addresses in common.
+    /// Where a pod is unknown, or the destination not enrolled, or an address not its pod's.
     pub fn resolve(client: &Client, server: &Server, snapshot: &Snapshot) -> Result<Self, QueryError> {
         let workload = find(&server.pod, snapshot)?;
         if let Enrollment::Not(why) = workload.enrollment {
@@ -88,8 +82,7 @@ impl Query {
         }
         let targets = Whereabouts::of(workload, server.address)?;
         let (identity, whereabouts) = client.identify(workload, server.port, snapshot)?;
-        let (source, destination) =
-            whereabouts.meet(&targets).ok_or_else(|| QueryError::Family(server.pod.clone()))?;
+        let (source, destination) = whereabouts.meet(&targets);
         let as_itself = identity.as_ref().is_none_or(|identity| *identity == workload.identity);
         let same_pod = matches!(client, Client::Pod { name, .. } if *name == server.pod);
         Ok(Self {
@@ -147,11 +140,7 @@ impl Client {
                 let pod = find(name, snapshot)?;
                 let secured = pod.enrollment == Enrollment::Enrolled
                     && !snapshot.policies().sends_plaintext(workload, port);
-                let whereabouts = Whereabouts::of(pod, *address)?;
-                if !secured && whereabouts.0.is_empty() {
-                    return Err(QueryError::NoAddress(name.clone()));
-                }
-                Ok((secured.then(|| pod.identity.clone()), whereabouts))
+                Ok((secured.then(|| pod.identity.clone()), Whereabouts::of(pod, *address)?))
             }
             Self::Identity { identity, address } => {
                 let whereabouts = address.map_or_else(
@@ -165,9 +154,10 @@ impl Client {
 }
 
 impl Whereabouts {
-    /// The pod's addresses, or the one of them that is wanted.
+    /// The pod's addresses, or the one of them that is wanted. A node may have more than its `hostNetwork` pods know.
     fn of(pod: &Workload, wanted: Option<IpAddr>) -> Result<Self, QueryError> {
         match wanted {
+            None if pod.is_host_network() => Ok(Self(pod.host_addresses.clone())),
             None => Ok(Self(pod.addresses.clone())),
             Some(address) if pod.addresses.is_empty() || pod.addresses.contains(&address) => {
                 Ok(Self(vec![address]))
@@ -188,8 +178,9 @@ impl Whereabouts {
         Self(pod.map(|pod| pod.addresses.clone()).unwrap_or_default())
     }
 
-    /// The first address of the server of whose family the client has one, after that one.
-    fn meet(&self, server: &Self) -> Option<(IpAddr, IpAddr)> {
+    /// The first address of the server of whose family the client has one, after that one; where they share no family,
+    /// the first of each, since policies can be asked all the same.
+    fn meet(&self, server: &Self) -> (IpAddr, IpAddr) {
         let nowhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         let or_nowhere = |addresses: &[IpAddr]| match addresses {
             [] => nowhere.to_vec(),
@@ -198,7 +189,8 @@ impl Whereabouts {
         let (clients, servers) = (or_nowhere(&self.0), or_nowhere(&server.0));
         let of_family =
             |target: IpAddr| clients.iter().copied().find(|address| address.is_ipv4() == target.is_ipv4());
-        servers.into_iter().find_map(|target| Some((of_family(target)?, target)))
+        let mut shared = servers.iter().filter_map(|target| Some((of_family(*target)?, *target)));
+        shared.next().unwrap_or((clients[0], servers[0]))
     }
 }
 
@@ -218,7 +210,11 @@ mod tests {
             enrollment: Enrollment::Not(NotEnrolled::NoLabel),
             ..pod("legacy", &["10.0.0.8", "fd00::8"])
         };
-        let on_host = Workload { enrollment: Enrollment::Not(NotEnrolled::HostNetwork), ..pod("host", &[]) };
+        let on_host = Workload {
+            enrollment: Enrollment::Not(NotEnrolled::HostNetwork),
+            host_addresses: vec![ip("192.0.2.9")],
+            ..pod("host", &[])
+        };
         let pods = vec![
             pod("front", &["10.0.0.1", "fd00::1"]),
             pod("web", &["fd00::5", "10.0.0.5"]),
@@ -252,7 +248,9 @@ mod tests {
         check("shop/front", "shop/web:80", "front fd00::1 [fd00::5]:80 -");
         check("shop/front@10.0.0.1", "shop/web:80", "front 10.0.0.1 10.0.0.5:80 -");
         check("shop/legacy", "shop/four:80", "- 10.0.0.8 10.0.0.6:80 -");
+        check("shop/host", "shop/four:80", "- 192.0.2.9 10.0.0.6:80 -");
         check("shop/host@192.0.2.1", "shop/four:80", "- 192.0.2.1 10.0.0.6:80 -");
+        check("fd00::9", "shop/four:80", "- fd00::9 10.0.0.6:80 -");
         check("::ffff:192.0.2.1", "shop/web:80", "- 192.0.2.1 10.0.0.5:80 -");
         check("spiffe://cluster.local/ns/shop/sa/front", "shop/four:80", "front 10.0.0.1 10.0.0.6:80 -");
         check(
@@ -309,17 +307,7 @@ mod tests {
             "the pod shop/legacy is not enrolled, so that no policy is enforced at it: neither it nor its namespace has \
              the label culvert.dev/mesh: enabled",
         );
-        check(
-            "shop/host",
-            "shop/web:80",
-            "the pod shop/host sends plaintext and has no address of its own: say which (ip, or @address)",
-        );
         check("shop/front@10.0.0.2", "shop/web:80", "10.0.0.2 is no address of the pod shop/front");
-        check(
-            "fd00::9",
-            "shop/four:80",
-            "the client has no address of the family of any address of the pod shop/four",
-        );
         for from in ["", "front", "a/b/c", "shop/", "shop/front@", "shop/front@x"] {
             assert!(matches!(from.parse::<Client>(), Err(QueryError::Client(_))), "{from:?}");
         }
