@@ -1,7 +1,9 @@
 //! How rules are compared with a connection, and what follows from the policies that match.
 
+use std::net::IpAddr;
+
 use super::{
-    Action, AuthorizationPolicy, Clause, Denial, Permit,
+    Action, AuthorizationPolicy, Clause, Denial, IpBlocks, Permit,
     nearest::nearest,
     rule::{Entry, Field, Rule, Rules, Test, Values},
     truth::Truth,
@@ -73,17 +75,20 @@ impl Values {
             Self::TrustDomains(values) => {
                 caller(&|caller| values.holds(caller.identity.trust_domain().as_str()))
             }
-            Self::SourceIps(blocks) => match view.source {
-                Some(address) => blocks.holds(address).into(),
-                None if blocks.holds_all() => Truth::Yes,
-                None => Truth::Maybe,
-            },
-            Self::DestinationIps(blocks) => match view.destination {
-                Some(address) => blocks.holds(address).into(),
-                None if blocks.holds_all() => Truth::Yes,
-                None => Truth::Maybe,
-            },
+            Self::SourceIps(blocks) => blocks.hold(view.source),
+            Self::DestinationIps(blocks) => blocks.hold(view.destination),
             Self::Ports(ports) => view.port.is_some_and(|port| ports.contains(&port)).into(),
+        }
+    }
+}
+
+impl IpBlocks {
+    /// Whether an address, which may be any where it is none, is in one of them.
+    fn hold(&self, address: Option<IpAddr>) -> Truth {
+        match address {
+            Some(address) => self.holds(address).into(),
+            None if self.holds_all() => Truth::Yes,
+            None => Truth::Maybe,
         }
     }
 }

@@ -57,7 +57,8 @@ fn concluded(explanation: &Explanation, with_dry_run: bool) -> bool {
     };
     let denied = counting(true).any(|it| it.matches);
     let allowed = counting(false).next().is_none() || counting(false).any(|it| it.matches);
-    !(strict && explanation.identity.is_none()) && !denied && allowed
+    let refused = strict && explanation.identity.is_none();
+    !(refused || denied) && allowed
 }
 
 fn assert_parts_agree(explanation: &Explanation) {

@@ -60,7 +60,7 @@ fn bad_rules() -> Vec<Value> {
     ]
 }
 
-fn check(spec: Value, expected: &str) {
+fn check(spec: &Value, expected: &str) {
     let world = World::new(&[authorization("shop/a", spec.clone())]);
     for from in ["shop/sa/front", "-"] {
         assert_eq!(world.verdict(from, "shop/web"), expected, "{spec}");
@@ -72,11 +72,11 @@ fn check(spec: Value, expected: &str) {
 #[test]
 fn bad_rules_deny_where_the_policy_denies_and_permit_nothing_otherwise() {
     for rules in bad_rules() {
-        check(json!({"action": "DENY", "rules": rules.clone()}), "deny shop/a");
-        check(json!({"action": "CUSTOM", "rules": rules.clone()}), "deny shop/a");
-        check(json!({"action": "ALLOW", "rules": rules.clone()}), "deny none of shop/a");
-        check(json!({"action": "AUDIT", "rules": rules.clone()}), "deny none of shop/a");
-        check(json!({"rules": rules}), "deny none of shop/a");
+        check(&json!({"action": "DENY", "rules": rules.clone()}), "deny shop/a");
+        check(&json!({"action": "CUSTOM", "rules": rules.clone()}), "deny shop/a");
+        check(&json!({"action": "ALLOW", "rules": rules.clone()}), "deny none of shop/a");
+        check(&json!({"action": "AUDIT", "rules": rules.clone()}), "deny none of shop/a");
+        check(&json!({"rules": rules}), "deny none of shop/a");
     }
 }
 
@@ -92,9 +92,9 @@ fn unknown_actions_and_fields_spoil_the_policy() {
         json!("rules"),
         json!([]),
     ] {
-        check(spec, "deny none of shop/a");
+        check(&spec, "deny none of shop/a");
     }
-    check(json!({"action": "DENY", "colour": null}), "deny shop/a");
+    check(&json!({"action": "DENY", "colour": null}), "deny shop/a");
 }
 
 #[test]

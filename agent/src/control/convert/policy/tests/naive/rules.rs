@@ -12,10 +12,9 @@ use crate::mesh::{Connection, Identity};
 pub(super) fn matches(object: &Value, denies: bool, connection: &Connection<'_>) -> Read<bool> {
     let spec = spec(object)?;
     known(&spec, &["selector", "targetRefs", "rules", "action"])?;
-    if let Some(action) = get(&spec, "action") {
-        if !["ALLOW", "DENY", "AUDIT", "CUSTOM"].contains(&text(action)?) {
-            return Err(Bad);
-        }
+    let action = get(&spec, "action").map_or(Ok("ALLOW"), text)?;
+    if !["ALLOW", "DENY", "AUDIT", "CUSTOM"].contains(&action) {
+        return Err(Bad);
     }
     let (namespace, _) = name(object);
     let mut any = false;
