@@ -87,7 +87,6 @@ impl Node {
     }
 
     /// The mark first: fewer than the bound are known, so that there is always room for it.
-
     fn change_cgroups(&mut self, want: &HashSet<u64>) -> Result<(), MapError> {
         self.add_cgroup(UNKNOWN)?;
         let old: Vec<u64> =

@@ -18,7 +18,8 @@ pub struct Refusal {
 }
 
 /// The refusals, one after another. What comes faster than it is read is lost, and counted
-/// ([`Stats`](super::Stats)). One attempt may be refused several times: clients send their SYN again.
+/// ([`Stats`](super::Stats)). The kernel refuses packets: what belongs to no connection any more, such as the last packets
+/// of one that was ended, is refused like an attempt.
 pub struct Refusals {
     ring: AsyncFd<RingBuf<MapData>>,
 }

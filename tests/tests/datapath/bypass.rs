@@ -16,14 +16,10 @@ use nix::{
 use tokio::runtime::Builder;
 
 use crate::{
-    plaintext::rules,
+    greeter::{at, rules},
     raw,
     world::{POD4, POD6, World, addr, blocking, eventually, ip, listen},
 };
-
-fn at(own: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip(own), port)
-}
 
 /// A connection from outside, and the application's end.
 struct Pair {

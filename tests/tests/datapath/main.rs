@@ -4,6 +4,7 @@
 //! check depends on time.
 
 mod bypass;
+mod greeter;
 mod guard;
 mod inbound;
 mod lifetime;
@@ -13,5 +14,6 @@ mod node;
 mod outbound;
 mod plaintext;
 mod raw;
+mod refusals;
 mod untouched;
 mod world;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -12,16 +12,11 @@ use culvert::mesh::PlaintextAction::{Inspect, Pass, Refuse};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
+    greeter::{Greeter, at, rules, who},
     net::Net,
-    netlink,
-    plaintext::{Greeter, rules, who},
-    raw,
+    netlink, raw,
     world::{OUT4, POD4, POD6, World, addr, emulated, eventually, ip, line, listen},
 };
-
-fn at(own: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip(own), port)
-}
 
 #[test]
 fn the_nodes_own_connections_pass_whatever_the_rules_are() {

@@ -1,103 +1,28 @@
 //! Plaintext from outside: passed, inspected or refused by port, and how that changes.
 
 use std::{
-    collections::HashSet,
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{ErrorKind, Read as _},
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread::{self, JoinHandle},
-    time::Duration,
+    thread,
 };
 
 use culvert::{
-    capture::{Error, PodCapture, Refusals},
+    capture::Error,
     mesh::{
         Plaintext,
-        PlaintextAction::{self, Inspect, Pass, Refuse},
+        PlaintextAction::{Inspect, Pass, Refuse},
     },
 };
-use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    net::Net,
+    greeter::{Greeter, at, rules, who},
     netlink, raw,
-    world::{OUT4, OUT6, POD4, POD6, World, addr, blocking, echo, eventually, ip, line, listen},
+    world::{OUT4, OUT6, POD4, POD6, World, blocking, echo, eventually, ip, line, listen},
 };
-
-pub(crate) fn rules(otherwise: PlaintextAction, ports: &[(u16, PlaintextAction)]) -> Plaintext {
-    Plaintext { otherwise, ports: ports.iter().copied().collect() }
-}
-
-/// Says who one is to whoever connects.
-pub(crate) struct Greeter {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Greeter {
-    pub(crate) fn start(name: &'static str, listeners: Vec<TcpListener>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let greet = |listener: TcpListener| {
-            let stop = Arc::clone(&stop);
-            listener.set_nonblocking(true).expect("a non-blocking listener");
-            thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    match listener.accept() {
-                        // A client that has gone is the test's business.
-                        Ok((stream, _)) => drop(thread::spawn(move || greet(stream, name))),
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                            thread::sleep(Duration::from_millis(1));
-                        }
-                        Err(error) => panic!("accept: {error}"),
-                    }
-                }
-            })
-        };
-        let threads = listeners.into_iter().map(greet).collect();
-        Self { stop, threads }
-    }
-
-    /// Greets on ports of the pod, in both families by one listener each.
-    pub(crate) fn application(world: &World, ports: &[u16]) -> Self {
-        let listen = |port| world.pod.run(|| listen(&format!("[::]:{port}")));
-        Self::start("application", ports.iter().copied().map(listen).collect())
-    }
-
-    /// Greets on the pod's plaintext listeners.
-    pub(crate) fn agent(pod: &PodCapture) -> Self {
-        Self::start("agent", pod.plaintext_listeners().expect("listeners"))
-    }
-}
-
-impl Drop for Greeter {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            thread.join().expect("a greeter");
-        }
-    }
-}
-
-fn greet(mut stream: TcpStream, name: &str) {
-    stream.set_nonblocking(false).expect("a blocking socket");
-    let _ = writeln!(stream, "{name}").and_then(|()| io::copy(&mut stream.try_clone()?, &mut stream));
-}
-
-/// Returns who answers at an address of the pod.
-pub(crate) fn who(from: &Net, to: SocketAddr) -> String {
-    from.run(|| match TcpStream::connect(to) {
-        Ok(stream) => line(stream),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => "nobody".to_owned(),
-        Err(error) => panic!("connecting to {to}: {error}"),
-    })
-}
-
-fn at(own: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip(own), port)
-}
 
 #[test]
 fn each_port_has_its_rule_in_both_families() {
@@ -406,78 +331,4 @@ fn a_direct_connect_to_the_plaintext_listener_is_refused() {
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
         assert_eq!(world.stats().refused_direct, number as u64 + 1);
     }
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
-}
-
-/// Reads as many refusals as there are.
-fn read_all(runtime: &Runtime, refusals: &mut Refusals) -> Vec<culvert::capture::Refusal> {
-    let mut all = Vec::new();
-    runtime.block_on(async {
-        while let Ok(refusal) = tokio::time::timeout(Duration::from_millis(100), refusals.next()).await {
-            all.push(refusal);
-        }
-    });
-    all
-}
-
-#[test]
-fn a_refusal_says_who_and_where() {
-    let world = World::new();
-    let pod = world.enroll_with(&rules(Inspect, &[(8000, Refuse)]));
-    let runtime = runtime();
-    let mut refusals = runtime.block_on(async { world.capture().refusals() }).expect("refusals");
-    for (out, own) in [("10.77.0.1:40001", POD4), ("[fd77::1]:40002", POD6)] {
-        // Also while it is waited for.
-        let waiting = thread::scope(|scope| {
-            let client = scope.spawn(|| {
-                world.out.run(|| {
-                    let socket = raw::tcp(addr(out));
-                    raw::bind(&socket, addr(out)).expect("binding");
-                    raw::connect(&socket, at(own, 8000)).expect_err("refused")
-                })
-            });
-            let refusal = runtime.block_on(refusals.next());
-            client.join().expect("the client");
-            refusal
-        });
-        assert_eq!(waiting.netns, pod.netns().cookie());
-        assert_eq!((waiting.source, waiting.destination), (addr(out), at(own, 8000)));
-    }
-    // What is refused for want of an agent is not by rule.
-    pod.drain().expect("draining");
-    assert_eq!(who(&world.out, at(POD4, 8001)), "nobody");
-    assert_eq!(who(&world.out, at(POD4, 8000)), "nobody");
-    let rest = read_all(&runtime, &mut refusals);
-    assert_eq!(rest.iter().map(|refusal| refusal.destination.port()).collect::<Vec<_>>(), [8000]);
-    assert_eq!(world.stats().refused_no_agent, 1);
-    let second = runtime.block_on(async { world.capture().refusals().map(drop) });
-    assert!(second.is_err(), "two readers");
-}
-
-#[test]
-fn refusals_that_nobody_reads_are_bounded_and_counted() {
-    let world = World::new();
-    let _pod = world.enroll_with(&rules(Refuse, &[]));
-    let attempts = agent_ebpf::REFUSALS_BYTES as usize / 56 + 200;
-    world.out.run(|| {
-        for _ in 0..attempts {
-            TcpStream::connect(at(POD4, 8000)).expect_err("refused");
-        }
-    });
-    let stats = world.stats();
-    assert_eq!(stats.refused_plaintext, attempts as u64);
-    assert!(stats.refusals_lost >= 100, "{stats:?}");
-    let runtime = runtime();
-    let mut refusals = runtime.block_on(async { world.capture().refusals() }).expect("refusals");
-    let read = read_all(&runtime, &mut refusals);
-    assert_eq!(read.len() as u64 + stats.refusals_lost, attempts as u64);
-    assert!(read.iter().all(|refusal| refusal.source.ip() == ip(OUT4)));
-    // It goes on.
-    assert_eq!(who(&world.out, at(POD6, 8001)), "nobody");
-    assert_eq!(runtime.block_on(refusals.next()).destination, at(POD6, 8001));
-    let ports: HashSet<u16> = read.iter().map(|refusal| refusal.source.port()).collect();
-    assert!(ports.len() > 1);
 }

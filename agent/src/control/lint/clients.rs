@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{super::FieldPath, Code, Findings, World, is_enrolled, spec};
 use crate::mesh::{
-    Action, AuthorizationPolicy, Clause, Entry, Field, Identity, PlaintextAction, Rule, Strings, Target,
-    Test, Values, Workload,
+    Action, AuthorizationPolicy, Clause, Entry, Field, Identity, Mode, PlaintextAction, Rule, Strings,
+    Target, Test, Values, Workload,
 };
 
 pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
@@ -16,6 +16,7 @@ pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
                 named.check(field, findings);
             }
             plaintext(world, findings, policy, (at, rule));
+            disabled(world, findings, policy, (at, rule));
         }
     }
 }
@@ -176,6 +177,33 @@ fn plaintext(
                        come outside of the mesh";
         let path = spec().key("rules").index(at);
         findings.policy(Code::DenyMissesPlaintext, &policy.name, &path, message);
+    }
+}
+
+/// Whether an ALLOW rule that only identities can match is for ports to which everybody sends plaintext.
+fn disabled(
+    world: &World<'_>,
+    findings: &mut Findings<'_>,
+    policy: &AuthorizationPolicy,
+    (at, rule): (usize, &Rule),
+) {
+    if policy.action.denies() || !needs_identity(rule) || rule.is_inert(policy.action) {
+        return;
+    }
+    // Port 0 is one that no policy mentions.
+    let ports = ports(rule).unwrap_or_else(|| BTreeSet::from([0]));
+    let disabled =
+        |pod: &Workload| ports.iter().all(|port| world.snapshot.policies().mode(pod, *port) == Mode::Disable);
+    let mut pods = world.authorized(policy).iter().filter(|pod| is_enrolled(pod)).peekable();
+    let hidden = match pods.peek() {
+        Some(_) => pods.all(|pod| disabled(pod)),
+        None => like(policy, world).is_some_and(|pod| disabled(&pod)),
+    };
+    if hidden {
+        let message =
+            "peers send plaintext there, as the mode is DISABLE: nobody has the identity that it needs";
+        let path = spec().key("rules").index(at);
+        findings.policy(Code::DisableHidesIdentity, &policy.name, &path, message);
     }
 }
 

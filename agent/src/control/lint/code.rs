@@ -57,6 +57,8 @@ pub enum Code {
     ClientNotEnrolled,
     /// A DENY rule by identity where the denied may come in plaintext.
     DenyMissesPlaintext,
+    /// An ALLOW rule by identity for a port in DISABLE, to which peers send plaintext.
+    DisableHidesIdentity,
     /// A namespace whose pods accept everybody.
     NoDefaultDeny,
     /// STRICT for pods that no other pod could reach.
@@ -69,7 +71,7 @@ pub enum Code {
 
 impl Code {
     /// All of them, in the order that they are documented in.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Unparsable,
         Self::InvalidObject,
         Self::UnknownField,
@@ -96,6 +98,7 @@ impl Code {
         Self::UnknownIdentity,
         Self::ClientNotEnrolled,
         Self::DenyMissesPlaintext,
+        Self::DisableHidesIdentity,
         Self::NoDefaultDeny,
         Self::StrictWithoutClients,
         Self::DryRun,
@@ -150,6 +153,9 @@ impl Code {
                 Warning,
                 "make the pods STRICT, or deny by notPrincipals: [\"*\"] too",
             ),
+            Self::DisableHidesIdentity => {
+                ("disable-hides-identity", Warning, "make the port PERMISSIVE, or permit addresses")
+            }
             Self::NoDefaultDeny => {
                 ("no-default-deny", Warning, "add an AuthorizationPolicy with `spec: {}` to the namespace")
             }

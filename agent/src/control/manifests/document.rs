@@ -1,5 +1,7 @@
 //! A file's text to Kubernetes objects: documents, lists, kinds, and the line of whatever is wrong.
 
+use std::{cell::Cell, sync::Arc};
+
 use k8s_openapi::{
     Resource,
     api::{
@@ -11,7 +13,8 @@ use serde::de::{DeserializeOwned, DeserializeSeed as _};
 use serde_json::Value;
 
 use super::{
-    super::{FieldPath, Invalid, Key, Kind, Object, PolicyNotice, Record, Settings},
+    super::{FieldPath, Invalid, Key, Kind, Object, PolicyNotice, Record, Settings, field::Segment},
+    items::Items,
     tree::{Locate, Tree, budget},
 };
 
@@ -56,6 +59,7 @@ pub(super) struct Document<'a> {
     /// The lines before it.
     pub(super) offset: usize,
     pub(super) format: Format,
+    pub(super) items: Arc<Items>,
 }
 
 /// Collects the objects of documents.
@@ -116,18 +120,24 @@ impl Document<'_> {
 
     /// The line of a field, or of what it is missing from.
     pub(super) fn line(&self, path: &FieldPath) -> usize {
-        let locate = Locate(path.segments());
         let line = match self.format {
             Format::Yaml => {
-                let error = locate.deserialize(serde_yaml_ng::Deserializer::from_str(self.text)).err();
-                error.and_then(|error| error.location()).map(|location| location.line())
+                self.line_of_item(path.segments()).or_else(|| line_in(self.text, path.segments()))
             }
             Format::Json => {
+                let found = Cell::new(false);
                 let mut json = serde_json::Deserializer::from_str(self.text);
-                locate.deserialize(&mut json).err().map(|error| error.line())
+                Locate::new(path.segments(), &found).deserialize(&mut json).err().map(|error| error.line())
             }
         };
         self.offset + line.unwrap_or(1)
+    }
+
+    /// The line of a field of an element of a list, counted in the document, where the element can be read by itself.
+    fn line_of_item(&self, path: &[Segment]) -> Option<usize> {
+        let [Segment::Key(items), Segment::Index(index), rest @ ..] = path else { return None };
+        let element = self.items.get(self.text, *index).filter(|_| items == "items")?;
+        Some(element.lines + line_in(&element.text, rest)?)
     }
 
     /// Reads an object, or each object of a list; `path` leads to it from the document's root.
@@ -195,27 +205,35 @@ impl Document<'_> {
     }
 }
 
+/// The line of a field of a YAML document, counted from 1, or of what it is missing from; none where it cannot be read.
+fn line_in(text: &str, path: &[Segment]) -> Option<usize> {
+    let found = Cell::new(false);
+    let error = Locate::new(path, &found).deserialize(serde_yaml_ng::Deserializer::from_str(text)).err()?;
+    error.location().filter(|_| found.get()).map(|location| location.line())
+}
+
 /// Splits a file into its documents. A line that begins with `---` or `...` begins or ends one wherever it stands,
 /// also in a block of text (YAML 1.2.2, §9.1.2).
 pub(super) fn documents(text: &str, format: Format) -> Vec<Document<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if format == Format::Json {
-        return vec![Document { text, offset: 0, format }];
+        return vec![Document { text, offset: 0, format, items: Arc::default() }];
     }
     let mut documents = Vec::new();
+    let document = |text, offset| Document { text, offset, format, items: Arc::new(Items::of(text)) };
     let (mut start, mut offset, mut end) = (0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
         if is_marker(line, "---") {
-            documents.push(Document { text: &text[start..end], offset, format });
+            documents.push(document(&text[start..end], offset));
             (start, offset) = (end, number);
         }
         end += line.len();
         if is_marker(line, "...") {
-            documents.push(Document { text: &text[start..end], offset, format });
+            documents.push(document(&text[start..end], offset));
             (start, offset) = (end, number + 1);
         }
     }
-    documents.push(Document { text: &text[start..], offset, format });
+    documents.push(document(&text[start..], offset));
     documents.retain(|document| !is_blank(document.text));
     documents
 }
@@ -327,6 +345,17 @@ mod tests {
             "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n\
              - apiVersion: v1\n  kind: Service\n  metadata: {name: b, namespace: n}\n  spec:\n    ports:\n    - port: 0\n",
             &["4 Pod default/a", "12! Service n/b: spec.ports[0].port: 0 is not a port: 1 to 65535"],
+        );
+        // Elements of which one needs another, or that do not begin lines of their own.
+        check(
+            "apiVersion: v1\nkind: List\nitems:\n- &a\n  apiVersion: v1\n  kind: Pod\n  metadata: {name: a}\n\
+             - <<: *a\n  metadata: {name: b}\n  status: {podIP: x}\n",
+            &["4 Pod default/a", "10! Pod default/b: status.podIP: \"x\" is not an IP address"],
+        );
+        check(
+            "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Pod,\n metadata: {name: a}},\n\
+             {apiVersion: v1, kind: Pod, metadata: {name: b}}]}",
+            &["1 Pod default/a", "3 Pod default/b"],
         );
         check("apiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: a}\n", &["4 Pod default/a"]);
         check("apiVersion: v1\nkind: List\nitems: []\n", &[]);

@@ -10,6 +10,7 @@
 
 mod directory;
 mod document;
+mod items;
 mod metrics;
 mod objects;
 mod problem;

@@ -14,6 +14,7 @@ use super::{
     Problem,
     directory::{format, read_bounded, text},
     document::{Document, Fault, Format, documents},
+    items::Items,
 };
 
 /// The text of a file, with the lines that its fields stand on.
@@ -21,8 +22,15 @@ pub struct Source {
     path: PathBuf,
     text: String,
     format: Format,
-    /// Where each document is in the text, and the lines before it.
-    documents: Vec<(Range<usize>, usize)>,
+    documents: Vec<Span>,
+}
+
+/// Where a document is in its file.
+struct Span {
+    text: Range<usize>,
+    /// The lines before it.
+    offset: usize,
+    items: Arc<Items>,
 }
 
 impl Source {
@@ -43,7 +51,8 @@ impl Source {
         let begin = text.as_ptr().addr();
         let span = |document: &Document<'_>| {
             let start = document.text.as_ptr().addr() - begin;
-            (start..start + document.text.len(), document.offset)
+            let text = start..start + document.text.len();
+            Span { text, offset: document.offset, items: Arc::clone(&document.items) }
         };
         let documents = documents(&text, format).iter().map(span).collect();
         Arc::new(Self { path, text, format, documents })
@@ -78,8 +87,9 @@ impl Source {
     }
 
     pub(super) fn document(&self, index: usize) -> Option<Document<'_>> {
-        let (span, offset) = self.documents.get(index)?;
-        Some(Document { text: self.text.get(span.clone())?, offset: *offset, format: self.format })
+        let Span { text, offset, items } = self.documents.get(index)?;
+        let (text, items) = (self.text.get(text.clone())?, Arc::clone(items));
+        Some(Document { text, offset: *offset, format: self.format, items })
     }
 }
 

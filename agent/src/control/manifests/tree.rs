@@ -16,7 +16,12 @@ pub(super) struct Tree<'a> {
 }
 
 /// Goes to a field and fails there, so that the deserializer's error tells its line.
-pub(super) struct Locate<'a>(pub(super) &'a [Segment]);
+#[derive(Clone, Copy)]
+pub(super) struct Locate<'a> {
+    path: &'a [Segment],
+    /// Whether it came to the field, or to what it is missing from: it may fail before.
+    found: &'a Cell<bool>,
+}
 
 /// A budget that a text without aliases cannot exceed: a value takes a byte at least, and so does each byte of it.
 pub(super) fn budget(text: &str) -> Cell<usize> {
@@ -129,6 +134,17 @@ fn merge(map: &mut Map<String, Value>) {
     }
 }
 
+impl<'a> Locate<'a> {
+    pub(super) fn new(path: &'a [Segment], found: &'a Cell<bool>) -> Self {
+        Self { path, found }
+    }
+
+    fn here<E: Error>(self) -> E {
+        self.found.set(true);
+        E::custom("here")
+    }
+}
+
 impl<'de> DeserializeSeed<'de> for Locate<'_> {
     type Value = ();
 
@@ -144,28 +160,48 @@ impl<'de> Visitor<'de> for Locate<'_> {
         f.write_str("nothing: the field is here")
     }
 
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Err(self.here())
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        Err(self.here())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Err(self.here())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Err(self.here())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Err(self.here())
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Err(self.here())
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let Some((Segment::Index(wanted), rest)) = self.0.split_first() else { return Err(here()) };
+        let Some((Segment::Index(wanted), rest)) = self.path.split_first() else { return Err(self.here()) };
         for _ in 0..*wanted {
             items.next_element::<IgnoredAny>()?;
         }
-        items.next_element_seed(Self(rest))?;
-        Err(here())
+        items.next_element_seed(Self { path: rest, ..self })?;
+        Err(self.here())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        let Some((Segment::Key(wanted), rest)) = self.0.split_first() else { return Err(here()) };
+        let Some((Segment::Key(wanted), rest)) = self.path.split_first() else { return Err(self.here()) };
         while let Some(key) = entries.next_key::<String>()? {
             if key == *wanted {
-                return entries.next_value_seed(Self(rest));
+                return entries.next_value_seed(Self { path: rest, ..self });
             }
             entries.next_value::<IgnoredAny>()?;
         }
         // The field is missing, and this is what it is missing from.
-        Err(here())
+        Err(self.here())
     }
-}
-
-fn here<E: Error>() -> E {
-    E::custom("here")
 }

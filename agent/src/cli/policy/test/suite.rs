@@ -214,7 +214,7 @@ impl ServerText {
 fn at_fault(error: &QueryError, server: &Server) -> Invalid {
     let path = match error {
         QueryError::NotEnrolled(..) => to().key("pod"),
-        QueryError::UnknownPod(pod) | QueryError::NoAddress(pod) if *pod == server.pod => to().key("pod"),
+        QueryError::UnknownPod(pod) if *pod == server.pod => to().key("pod"),
         QueryError::NotItsAddress(_, address) if Some(*address) == server.address => to().key("ip"),
         QueryError::NotItsAddress(..) => from().key("ip"),
         QueryError::UnknownPod(_) | QueryError::NoAddress(_) => from().key("pod"),

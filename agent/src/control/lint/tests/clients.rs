@@ -65,3 +65,23 @@ fn deny_rules_that_plaintext_goes_round_are_found() {
         &["no-pods", "deny-misses-plaintext shop/p spec.rules[0]", "no-default-deny shop/p metadata"],
     );
 }
+
+#[test]
+fn allow_rules_by_identity_for_disabled_ports_are_found() {
+    let found = &["disable-hides-identity shop/p spec.rules[0]"];
+    let disable = peers("off", "mtls: {mode: DISABLE}");
+    check(&(disable.clone() + &good("")), found);
+    check(&(peers("on", "mtls: {mode: PERMISSIVE}") + &good("")), &[]);
+    check(&(disable + &policy("p", "rules: [{from: [{source: {ipBlocks: [10.0.0.2]}}]}]")), &[]);
+    let port = peers("off", "selector: {matchLabels: {app: web}}, portLevelMtls: {80: {mode: DISABLE}}");
+    let of = |ports: &str| {
+        policy(
+            "p",
+            &format!(
+                "selector: {{matchLabels: {{app: web}}}}, rules: [{{from: [{{source: {{namespaces: [shop]}}}}], to: [{{operation: {{ports: [{ports}]}}}}]}}]"
+            ),
+        )
+    };
+    check(&(port.clone() + &of("\"80\"")), found);
+    check(&(port + &of("\"80\", \"81\"")), &[]);
+}

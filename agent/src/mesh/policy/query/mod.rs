@@ -25,6 +25,8 @@ pub struct Query {
     pub identity: Option<Identity>,
     /// The address and port that the client asks for.
     pub destination: SocketAddr,
+    /// Whether the pod connects to itself.
+    pub is_own: bool,
 }
 
 /// What decides before any policy is asked.
@@ -60,8 +62,8 @@ pub enum QueryError {
     /// No policy is enforced at it.
     #[error("the pod {0} is not enrolled, so that no policy is enforced at it: {1}")]
     NotEnrolled(PodName, NotEnrolled),
-    /// It is not known where it is.
-    #[error("the pod {0} has no address of its own: say which (ip, or @address)")]
+    /// It sends plaintext, of which policy sees nothing but the address, and has none.
+    #[error("the pod {0} sends plaintext and has no address of its own: say which (ip, or @address)")]
     NoAddress(PodName),
     /// The address is somebody else's.
     #[error("{1} is no address of the pod {0}")]
@@ -71,12 +73,8 @@ pub enum QueryError {
     Family(PodName),
 }
 
-/// Where a client may be.
-enum Whereabouts {
-    At(Vec<IpAddr>),
-    /// Nobody has said: an address that is nobody's stands for it.
-    Unknown,
-}
+/// Where an end may be; empty where nobody has said, and an address that is nobody's stands for it.
+struct Whereabouts(Vec<IpAddr>);
 
 impl Query {
     /// Finds out what a connection between the two is like.
@@ -88,11 +86,14 @@ impl Query {
         if let Enrollment::Not(why) = workload.enrollment {
             return Err(QueryError::NotEnrolled(server.pod.clone(), why));
         }
-        let targets = addresses_of(workload, server.address)?;
+        let targets = Whereabouts::of(workload, server.address)?;
         let (identity, whereabouts) = client.identify(workload, server.port, snapshot)?;
         let (source, destination) =
-            meet(&whereabouts, &targets).ok_or_else(|| QueryError::Family(server.pod.clone()))?;
+            whereabouts.meet(&targets).ok_or_else(|| QueryError::Family(server.pod.clone()))?;
+        let as_itself = identity.as_ref().is_none_or(|identity| *identity == workload.identity);
+        let same_pod = matches!(client, Client::Pod { name, .. } if *name == server.pod);
         Ok(Self {
+            is_own: same_pod || (as_itself && workload.addresses.contains(&source)),
             workload: Arc::clone(workload),
             source,
             identity,
@@ -107,14 +108,12 @@ impl Query {
 
     /// Returns what decides before any policy is asked, if anything does.
     pub fn before_policy(&self) -> Option<BeforePolicy> {
-        let own = &self.workload.identity;
-        let as_itself = self.identity.as_ref().is_none_or(|identity| identity == own);
-        if as_itself && self.workload.addresses.contains(&self.source) {
+        if self.is_own {
             return Some(BeforePolicy::OwnTraffic);
         }
         // Workloads are of the mesh's one trust domain.
-        let foreign =
-            self.identity.as_ref().is_some_and(|identity| identity.trust_domain() != own.trust_domain());
+        let domain = self.workload.identity.trust_domain();
+        let foreign = self.identity.as_ref().is_some_and(|identity| identity.trust_domain() != domain);
         foreign.then_some(BeforePolicy::ForeignTrustDomain)
     }
 }
@@ -143,18 +142,21 @@ impl Client {
         snapshot: &Snapshot,
     ) -> Result<(Option<Identity>, Whereabouts), QueryError> {
         match self {
-            Self::Address(address) => Ok((None, Whereabouts::At(vec![*address]))),
+            Self::Address(address) => Ok((None, Whereabouts(vec![*address]))),
             Self::Pod { name, address } => {
                 let pod = find(name, snapshot)?;
                 let secured = pod.enrollment == Enrollment::Enrolled
                     && !snapshot.policies().sends_plaintext(workload, port);
-                let identity = secured.then(|| pod.identity.clone());
-                Ok((identity, Whereabouts::At(addresses_of(pod, *address)?)))
+                let whereabouts = Whereabouts::of(pod, *address)?;
+                if !secured && whereabouts.0.is_empty() {
+                    return Err(QueryError::NoAddress(name.clone()));
+                }
+                Ok((secured.then(|| pod.identity.clone()), whereabouts))
             }
             Self::Identity { identity, address } => {
                 let whereabouts = address.map_or_else(
-                    || Whereabouts::of(identity, snapshot),
-                    |address| Whereabouts::At(vec![address]),
+                    || Whereabouts::of_identity(identity, workload, snapshot),
+                    |address| Whereabouts(vec![address]),
                 );
                 Ok((Some(identity.clone()), whereabouts))
             }
@@ -163,46 +165,47 @@ impl Client {
 }
 
 impl Whereabouts {
-    fn of(identity: &Identity, snapshot: &Snapshot) -> Self {
-        let mut pods = snapshot.workloads().iter();
-        let pod = pods.find(|pod| pod.identity == *identity && pod.enrollment == Enrollment::Enrolled);
-        match pod {
-            Some(pod) if !pod.addresses.is_empty() => Self::At(pod.addresses.clone()),
-            _ => Self::Unknown,
-        }
-    }
-
-    fn of_family(&self, target: IpAddr) -> Option<IpAddr> {
-        match self {
-            Self::At(addresses) => {
-                addresses.iter().copied().find(|address| address.is_ipv4() == target.is_ipv4())
+    /// The pod's addresses, or the one of them that is wanted.
+    fn of(pod: &Workload, wanted: Option<IpAddr>) -> Result<Self, QueryError> {
+        match wanted {
+            None => Ok(Self(pod.addresses.clone())),
+            Some(address) if pod.addresses.is_empty() || pod.addresses.contains(&address) => {
+                Ok(Self(vec![address]))
             }
-            Self::Unknown if target.is_ipv4() => Some(Ipv4Addr::UNSPECIFIED.into()),
-            Self::Unknown => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Some(address) => {
+                let name = PodName { namespace: Arc::clone(&pod.namespace), name: Arc::clone(&pod.name) };
+                Err(QueryError::NotItsAddress(name, address))
+            }
         }
     }
-}
 
-/// The first address of the server of whose family the client has one, and that one.
-fn meet(client: &Whereabouts, targets: &[IpAddr]) -> Option<(IpAddr, IpAddr)> {
-    targets.iter().find_map(|&target| Some((client.of_family(target)?, target)))
+    /// Where the first enrolled pod of an identity is, but for the one that is connected to.
+    fn of_identity(identity: &Identity, target: &Workload, snapshot: &Snapshot) -> Self {
+        let mut pods = snapshot.workloads().iter();
+        let pod = pods.find(|pod| {
+            pod.identity == *identity && pod.enrollment == Enrollment::Enrolled && pod.uid != target.uid
+        });
+        Self(pod.map(|pod| pod.addresses.clone()).unwrap_or_default())
+    }
+
+    /// The first address of the server of whose family the client has one, after that one.
+    fn meet(&self, server: &Self) -> Option<(IpAddr, IpAddr)> {
+        let nowhere = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let or_nowhere = |addresses: &[IpAddr]| match addresses {
+            [] => nowhere.to_vec(),
+            known => known.to_vec(),
+        };
+        let (clients, servers) = (or_nowhere(&self.0), or_nowhere(&server.0));
+        let of_family =
+            |target: IpAddr| clients.iter().copied().find(|address| address.is_ipv4() == target.is_ipv4());
+        servers.into_iter().find_map(|target| Some((of_family(target)?, target)))
+    }
 }
 
 fn find<'a>(name: &PodName, snapshot: &'a Snapshot) -> Result<&'a Arc<Workload>, QueryError> {
     let mut pods = snapshot.workloads().iter();
     pods.find(|pod| pod.namespace == name.namespace && pod.name == name.name)
         .ok_or_else(|| QueryError::UnknownPod(name.clone()))
-}
-
-/// The pod's addresses, or the one of them that is wanted.
-fn addresses_of(pod: &Workload, wanted: Option<IpAddr>) -> Result<Vec<IpAddr>, QueryError> {
-    let name = || PodName { namespace: Arc::clone(&pod.namespace), name: Arc::clone(&pod.name) };
-    match wanted {
-        None if pod.addresses.is_empty() => Err(QueryError::NoAddress(name())),
-        None => Ok(pod.addresses.clone()),
-        Some(address) if pod.addresses.is_empty() || pod.addresses.contains(&address) => Ok(vec![address]),
-        Some(address) => Err(QueryError::NotItsAddress(name(), address)),
-    }
 }
 
 #[cfg(test)]
@@ -220,6 +223,7 @@ mod tests {
             pod("front", &["10.0.0.1", "fd00::1"]),
             pod("web", &["fd00::5", "10.0.0.5"]),
             pod("four", &["10.0.0.6"]),
+            pod("nowhere", &[]),
             outside,
             on_host,
         ];
@@ -261,6 +265,21 @@ mod tests {
     }
 
     #[test]
+    fn pods_without_addresses_are_nowhere() {
+        check("shop/front", "shop/nowhere:80", "front 10.0.0.1 0.0.0.0:80 -");
+        check("fd00::9", "shop/nowhere:80", "- fd00::9 [::]:80 -");
+        check("shop/nowhere", "shop/four:80", "nowhere 0.0.0.0 10.0.0.6:80 -");
+        check("shop/nowhere", "shop/web:80", "nowhere :: [fd00::5]:80 -");
+        let own = "a pod's traffic to itself is let alone";
+        check("shop/nowhere", "shop/nowhere:80", &format!("nowhere 0.0.0.0 0.0.0.0:80 {own}"));
+    }
+
+    #[test]
+    fn an_identity_alone_is_not_the_pod_that_it_connects_to() {
+        check("spiffe://cluster.local/ns/shop/sa/four", "shop/four:80", "four 0.0.0.0 10.0.0.6:80 -");
+    }
+
+    #[test]
     fn servers_are_understood() {
         check("shop/front", "shop/web@10.0.0.5:80", "front 10.0.0.1 10.0.0.5:80 -");
         check("shop/front", "shop/web@[fd00::5]:80", "front fd00::1 [fd00::5]:80 -");
@@ -293,7 +312,7 @@ mod tests {
         check(
             "shop/host",
             "shop/web:80",
-            "the pod shop/host has no address of its own: say which (ip, or @address)",
+            "the pod shop/host sends plaintext and has no address of its own: say which (ip, or @address)",
         );
         check("shop/front@10.0.0.2", "shop/web:80", "10.0.0.2 is no address of the pod shop/front");
         check(
