@@ -27,12 +27,10 @@ pub(super) struct PolicyArgs {
 }
 
 #[derive(Clone, Debug, Subcommand)]
+// Their help is their arguments' own, of which a line here would leave but the line.
 enum PolicyCommand {
-    /// Run policy tests: what becomes of a connection, and by which policy
     Test(test::TestArgs),
-    /// Find mistakes in policies, and what they cannot mean
     Lint(lint::LintArgs),
-    /// Explain what the policies say to a connection, and why
     Explain(explain::ExplainArgs),
 }
 

@@ -1,16 +1,11 @@
 //! All policies at one moment, indexed by whom they apply to.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    AuthorizationPolicy, Connection, Decision, Denial, DryRun, Mode, PeerAuthentication, Plaintext,
-    PlaintextAction, Target, evaluate,
+    AuthorizationPolicy, Connection, Decision, Denial, DryRun, Mode, PeerAuthentication, Target, evaluate,
     peer::{Level, Levels},
     selector::{Pods, Selected, Selection},
-    truth::Truth,
     view::View,
 };
 use crate::mesh::{Service, Workload};
@@ -83,26 +78,6 @@ impl PolicySet {
         Decision { verdict: decide(false), dry_run: has_dry_run.then(|| DryRun { verdict: decide(true) }) }
     }
 
-    /// Returns what the kernel is to do with plaintext that comes to an enrolled pod.
-    pub fn plaintext(&self, workload: &Workload) -> Plaintext {
-        let (policies, levels) = (self.applicable(workload), self.levels(workload));
-        let has_dry_run = policies.iter().any(|policy| policy.dry_run);
-        let enforced: Vec<_> = policies.into_iter().filter(|policy| !policy.dry_run).collect();
-        let at = |port| {
-            if levels.mode(port).0 == Mode::Strict {
-                return PlaintextAction::Refuse;
-            }
-            match evaluate::permit(&enforced, &View::plaintext(port)) {
-                Truth::No => PlaintextAction::Refuse,
-                Truth::Yes if !has_dry_run => PlaintextAction::Pass,
-                Truth::Yes | Truth::Maybe => PlaintextAction::Inspect,
-            }
-        };
-        let by_level = levels.workload.into_iter().flat_map(|policy| policy.ports.keys().copied());
-        let by_rule = enforced.iter().flat_map(|policy| policy.ports());
-        Plaintext::new(by_level.chain(by_rule), at)
-    }
-
     /// Returns whether peers are to send plaintext to the pod's port: its mode is DISABLE.
     pub fn sends_plaintext(&self, workload: &Workload, port: u16) -> bool {
         self.mode(workload, port) == Mode::Disable
@@ -139,24 +114,6 @@ impl PolicySet {
             level.get_or_insert(policy);
         }
         levels
-    }
-}
-
-impl Plaintext {
-    /// Asks what happens at each port of `mentioned`, and at one that is not.
-    fn new(mentioned: impl Iterator<Item = u16>, at: impl Fn(Option<u16>) -> PlaintextAction) -> Self {
-        let inspect_all = Self { otherwise: PlaintextAction::Inspect, ports: Default::default() };
-        let mut ports = BTreeSet::new();
-        for port in mentioned {
-            ports.insert(port);
-            if ports.len() > MENTIONED {
-                return inspect_all;
-            }
-        }
-        let otherwise = at(None);
-        let ports = ports.into_iter().map(|port| (port, at(Some(port))));
-        let whole = Self { otherwise, ports: ports.filter(|(_, action)| *action != otherwise).collect() };
-        if whole.ports.len() > EXCEPTIONS { inspect_all } else { whole }
     }
 }
 
@@ -213,9 +170,3 @@ fn authentication_selections(policies: &[Arc<PeerAuthentication>], root: &str) -
     });
     selections.collect()
 }
-
-/// Ports of a pod where the kernel is told something else than elsewhere: more, and the agent inspects all.
-const EXCEPTIONS: usize = 64;
-
-/// Ports that are looked at to find out.
-const MENTIONED: usize = 1024;

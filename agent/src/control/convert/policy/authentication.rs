@@ -63,7 +63,7 @@ fn modes(object: &Value) -> Result<Modes, Invalid> {
             return Err(mtls.path.invalid("the port stands here twice"));
         }
     }
-    if !ports.is_empty() && selector(&spec)?.is_none() {
+    if !levels.map()?.is_empty() && selector(&spec)?.is_none() {
         return Err(levels.path.invalid("needs a selector: ports are a workload's"));
     }
     Ok((whole, ports))
