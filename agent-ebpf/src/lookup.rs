@@ -70,7 +70,12 @@ fn from_inside(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
 #[inline(always)]
 fn from_outside(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
     let (destination, port) = packet.destination;
-    if port == HBONE_PORT && pod.owns(&destination) {
+    let own = pod.owns(&destination);
+    // The pod itself, bound to an address of its own that the agent does not know.
+    if own && port <= LAST_REDIRECT_PORT && packet.handshake(pod) == Some(kind::CAPTURED) {
+        return steer(ctx, packet.listener(listener::OUTBOUND4));
+    }
+    if own && port == HBONE_PORT {
         state::count(counter::HBONE);
         return steer(ctx, packet.listener(listener::HBONE4));
     }

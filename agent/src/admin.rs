@@ -186,7 +186,12 @@ async fn certificates(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
 }
 
 async fn explain(State(admin): State<Arc<Admin>>, Query(question): Query<Question>) -> impl IntoResponse {
-    (admin.explain)(&question).map(Json).map_err(|wrong| (StatusCode::BAD_REQUEST, wrong + "\n"))
+    let answer = tokio::task::spawn_blocking(move || (admin.explain)(&question)).await;
+    match answer {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(wrong)) => (StatusCode::BAD_REQUEST, wrong + "\n").into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// Makes a page on a thread that may compute: the chains of thousands of certificates are verified for it.

@@ -167,7 +167,11 @@ fn connecting_straight_to_the_agents_listeners_gains_nothing() {
     ];
     for (table, loopback, own) in loopbacks {
         let ports = ports_in_state(client, table, LISTEN);
-        assert_eq!(ports.len(), 2, "the agent's listeners for captured and for HBONE connections");
+        assert_eq!(
+            ports.len(),
+            3,
+            "the agent's listeners for captured connections, for HBONE and for plaintext"
+        );
         for port in ports {
             let before = counter(a, "refused_direct");
             let error = client.connect((loopback, port).into()).unwrap_err();

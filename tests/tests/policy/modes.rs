@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, net::SocketAddr};
 use lab::{PATIENCE, Pod, eventually, tcp};
 
 use crate::{
-    objects::{allow, deny, from, mode, port_mode},
+    objects::{allow, deny, from, mode, port_mode, port_modes},
     world::{OTHER_PORT, PORT, World, open, refusal, works},
 };
 
@@ -83,6 +83,26 @@ fn a_port_has_its_own_mode() {
     world.apply(&[mode("strict", "STRICT"), port_mode("inherits", "UNSET", OTHER_PORT, "DISABLE")]);
     assert_eq!(refusal(&world.stranger, port), ErrorKind::ConnectionRefused);
     open(&world.stranger, other);
+}
+
+#[test]
+fn more_ports_than_the_kernel_is_told_of_are_the_agents_to_decide() {
+    let world = World::start();
+    let servers = [PORT, OTHER_PORT].map(|port| world.server.serve(port, tcp::echo).unwrap());
+    let (port, other) = (world.server.at(PORT), world.server.at(OTHER_PORT));
+    open(&world.stranger, other);
+    world.apply(&[port_modes("many", "PERMISSIVE", 9000..=9199, "STRICT")]);
+    let before = servers[1].accepted();
+    assert_eq!(refusal(&world.stranger, other), ErrorKind::ConnectionReset);
+    assert_eq!(servers[1].accepted(), before);
+    let line = eventually(PATIENCE, || {
+        world.lines_of(&world.stranger).into_iter().find(|line| line.destination() == Some(other))
+    });
+    assert_eq!(line.reason().as_deref(), Some("plaintext_refused"), "{line:?}");
+    assert_eq!(line.field("policy").as_deref(), Some("shop/many"), "{line:?}");
+    open(&world.stranger, port);
+    open(&world.client, other);
+    tcp::ping(&mut world.mesh.node("node-b").connect(other).unwrap(), "probe").unwrap();
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Policies as a user writes them, of the namespace `shop` unless they say otherwise.
 
+use std::ops::RangeInclusive;
+
 /// The namespace of the server and its policies.
 pub(crate) const NAMESPACE: &str = "shop";
 
@@ -54,8 +56,15 @@ pub(crate) fn mode(name: &str, mode: &str) -> Policy {
 
 /// The mode of the pods of `app: server`, another one at one port.
 pub(crate) fn port_mode(name: &str, mode: &str, port: u16, at_port: &str) -> Policy {
+    port_modes(name, mode, port..=port, at_port)
+}
+
+/// As [`port_mode`], another mode at several ports.
+pub(crate) fn port_modes(name: &str, mode: &str, ports: RangeInclusive<u16>, at_port: &str) -> Policy {
+    let ports: Vec<_> = ports.map(|port| format!("\"{port}\": {{mode: {at_port}}}")).collect();
     let spec = format!(
-        "{{selector: {{matchLabels: {{app: server}}}}, mtls: {{mode: {mode}}}, portLevelMtls: {{\"{port}\": {{mode: {at_port}}}}}}}"
+        "{{selector: {{matchLabels: {{app: server}}}}, mtls: {{mode: {mode}}}, portLevelMtls: {{{}}}}}",
+        ports.join(", ")
     );
     Policy::new("PeerAuthentication", name, spec)
 }

@@ -26,7 +26,7 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
         Purpose::Demo,
         Group {
             why: "network namespaces, and what is inside them: the tests and the demo",
-            packages: &["iproute2", "iputils-ping", "procps", "util-linux", "tcpdump", "bpftool"],
+            packages: &["iproute2", "iputils-ping", "procps", "util-linux", "tcpdump", "bpftool", "iptables"],
         },
     ),
     (
