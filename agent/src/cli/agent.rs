@@ -24,8 +24,9 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_NODE", value_parser = node_name)]
     pub node: String,
 
-    /// The directory of Kubernetes objects in YAML (Namespace, Pod, Service, EndpointSlice). It is watched: a change
-    /// takes effect within a second, and a file that cannot be read is reported and changes nothing.
+    /// The directory of Kubernetes objects in YAML (Namespace, Pod, Service, EndpointSlice, PeerAuthentication,
+    /// AuthorizationPolicy). It is watched: a change takes effect within a second, and a file that cannot be read is
+    /// reported and changes nothing.
     #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
 

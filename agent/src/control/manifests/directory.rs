@@ -15,7 +15,7 @@ use std::{
 use super::{
     super::{Index, Key, Record, Settings},
     Problem,
-    document::{self, Contents, Fault, Format, Located},
+    document::{self, Contents, Fault, Format, Located, POLICY_GROUP},
 };
 use crate::mesh::Snapshot;
 
@@ -41,6 +41,8 @@ struct File {
     digest: Option<u64>,
     objects: BTreeMap<Key, Item>,
     problems: Vec<Problem>,
+    /// It has never been read as a whole, and there may be policies in it.
+    hides_policies: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +91,11 @@ impl Directory {
         self.index.snapshot()
     }
 
+    /// Returns what is wrong with a file that has never been read and may hold policies: nobody knows what they refuse.
+    pub(super) fn hidden_policies(&self) -> Option<&Problem> {
+        self.files.values().find(|file| file.hides_policies)?.problems.first()
+    }
+
     /// Everything that is wrong at the moment.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let files = self.files.values().flat_map(|file| file.problems.iter().chain(self.notices(file)));
@@ -128,14 +135,17 @@ impl Directory {
                 return self.files.remove(&name).is_some();
             }
             Err(error) => {
-                let file = self.files.entry(name).or_default();
+                let new = File { hides_policies: true, ..File::default() };
+                let file = self.files.entry(name).or_insert(new);
                 let message = format!("cannot be read: {error}; what it said before stays in force");
                 file.problems = vec![Problem { file: path, line: None, message, policy: None }];
                 file.digest = None;
                 return false;
             }
         };
-        let file = self.files.entry(name.clone()).or_default();
+        let mentions = || bytes.windows(POLICY_GROUP.len()).any(|part| part == POLICY_GROUP.as_bytes());
+        let file = self.files.entry(name.clone());
+        let file = file.or_insert_with(|| File { hides_policies: mentions(), ..File::default() });
         let digest = Some(digest(&bytes));
         if file.digest == digest {
             return false;
@@ -153,6 +163,7 @@ impl Directory {
             Ok(contents) => {
                 let unused = contents.unused.clone();
                 file.replace(contents, &problem);
+                file.hides_policies = false;
                 self.mention(unused);
                 true
             }

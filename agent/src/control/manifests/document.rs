@@ -251,24 +251,33 @@ fn is_blank(text: &str) -> bool {
     })
 }
 
+/// The API group of policies. Every one names it.
+pub(super) const POLICY_GROUP: &str = "security.istio.io";
+
 type Parse = fn(Value) -> Result<Object, Invalid>;
 
 /// Returns how an object of a version and kind is read; none where it means nothing to the mesh. The version counts:
 /// Knative has a Service too.
 fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
-    let authentication: Parse = |v| Ok(Object::PeerAuthentication(Box::new(v)));
-    let authorization: Parse = |v| Ok(Object::AuthorizationPolicy(Box::new(v)));
-    let parsers: [(&str, &str, Kind, Parse); 8] = [
+    // Whatever the version: a policy must not be lost for being newer than we are. What is new in it fails closed.
+    if version.split_once('/').is_some_and(|(group, _)| group == POLICY_GROUP) {
+        return match kind {
+            "PeerAuthentication" => {
+                Some((Kind::PeerAuthentication, |v| Ok(Object::PeerAuthentication(Box::new(v)))))
+            }
+            "AuthorizationPolicy" => {
+                Some((Kind::AuthorizationPolicy, |v| Ok(Object::AuthorizationPolicy(Box::new(v)))))
+            }
+            _ => None,
+        };
+    }
+    let parsers: [(&str, &str, Kind, Parse); 4] = [
         (Namespace::API_VERSION, Namespace::KIND, Kind::Namespace, |v| Ok(Object::Namespace(typed(v)?))),
         (Pod::API_VERSION, Pod::KIND, Kind::Pod, |v| Ok(Object::Pod(typed(v)?))),
         (Service::API_VERSION, Service::KIND, Kind::Service, |v| Ok(Object::Service(typed(v)?))),
         (EndpointSlice::API_VERSION, EndpointSlice::KIND, Kind::EndpointSlice, |v| {
             Ok(Object::EndpointSlice(typed(v)?))
         }),
-        ("security.istio.io/v1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
-        ("security.istio.io/v1beta1", "PeerAuthentication", Kind::PeerAuthentication, authentication),
-        ("security.istio.io/v1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
-        ("security.istio.io/v1beta1", "AuthorizationPolicy", Kind::AuthorizationPolicy, authorization),
     ];
     let parser = parsers.into_iter().find(|parser| (parser.0, parser.1) == (version, kind))?;
     Some((parser.2, parser.3))

@@ -61,6 +61,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// There is a file that may hold policies and cannot be read, and so nobody knows what they refuse.
+    #[error("{0}: it may hold policies, and without them more would be permitted: mend it or take it away")]
+    Policies(Problem),
     /// The thread that watches it cannot be started.
     #[error("cannot start the thread that watches the manifests")]
     Thread(#[source] io::Error),
@@ -70,13 +73,17 @@ impl Manifests {
     /// Reads the directory and goes on watching it. The first snapshot is there when this returns.
     ///
     /// # Errors
-    /// Where the directory cannot be read at all. What is wrong in its files is no error: see [`Self::problems`].
+    /// Where the directory cannot be read at all, or a file in it that may hold policies. What else is wrong in its files is
+    /// no error: see [`Self::problems`]. Nor is it later on, when what a file said before stays in force.
     pub fn start(dir: PathBuf, trust_domain: TrustDomain, root_namespace: String) -> Result<Self, Error> {
         let settings = Settings { trust_domain, root_namespace, readiness: Readiness::Enrollment };
         // Before the first scan, so that no change falls between the two.
         let (watcher, stop) = Watcher::new(dir.clone());
         let mut directory = Directory::new(dir.clone(), settings);
         directory.scan().map_err(|source| Error::Directory { path: dir, source })?;
+        if let Some(problem) = directory.hidden_policies() {
+            return Err(Error::Policies(problem.clone()));
+        }
         let publisher = Publisher::new(directory.snapshot());
         let problems = watch::Sender::new(Arc::default());
         report(&problems, directory.problems());

@@ -311,6 +311,32 @@ async fn policies_take_effect_and_are_never_lost() {
 }
 
 #[test]
+fn nothing_starts_without_policies_that_may_be_there() {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let error = || start(dir.path()).map(drop).unwrap_err().to_string();
+    write("pods.yaml", &pod("web", "10.0.0.1"));
+    write("policy.yaml", &policy("{rules: ["));
+    assert!(error().contains("policy.yaml:"), "{}", error());
+    assert!(error().contains("it may hold policies"), "{}", error());
+    fs::remove_file(dir.path().join("policy.yaml")).unwrap();
+    symlink("nowhere", dir.path().join("link.yaml")).unwrap();
+    assert!(error().contains("link.yaml: cannot be read"), "{}", error());
+    fs::remove_file(dir.path().join("link.yaml")).unwrap();
+    // Whatever is in there, it is no policy.
+    write("broken.yaml", "kind: Pod\nmetadata: [\n");
+    let manifests = start(dir.path()).unwrap();
+    assert_eq!(manifests.snapshots().borrow().workloads().len(), 1);
+}
+
+#[tokio::test]
+async fn policy_of_a_version_that_nobody_knows_yet_counts() {
+    let newer = policy("{}").replace("v1beta1", "v7");
+    let mesh = Fixture::new(&[("pods.yaml", &pod("web", "10.0.0.1")), ("policy.yaml", &newer)]);
+    assert!(!is_permitted(&mesh.manifests.snapshots().borrow()));
+}
+
+#[test]
 fn notices_about_policies_are_listed_and_counted() {
     let odd = policy("{action: CUSTOM, rules: [{to: [{operation: {paths: [/x]}}]}]}");
     let mesh =
