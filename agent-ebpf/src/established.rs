@@ -116,7 +116,9 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         remote_port: here.local_port,
         pad: 0,
     };
-    let Some(Handshake { address, port, kind, .. }) = state::handshake(&there) else { return };
+    let Some(Handshake { address, port, kind, .. }) = state::handshake(&there) else {
+        return inbound(&here, sk);
+    };
     let kind = match kind {
         kind::CAPTURED => kind::ACCEPTED,
         kind::DIAL => {
@@ -129,6 +131,22 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // Without memory the agent finds no destination and refuses; an application sees loopback.
     let _ = state::remember(sk, known);
     state::end(&there);
+}
+
+/// Nobody in the pod has made this connection, and the agent does not carry it: it comes from outside to an application
+/// of the pod. Whoever lists the pod's sockets cannot tell such a connection from one that the pod made, once the
+/// application listens no more.
+#[inline(always)]
+fn inbound(here: &Tuple, sk: *mut bpf_sock) {
+    let Some(pod) = state::pod_of(here.netns) else { return };
+    // What the agent's listeners accept has inherited their mark.
+    if here.remote.is_loopback() || pod.owns(&here.remote) || state::socket(sk).is_some() {
+        return;
+    }
+    let (address, port) = (here.remote, here.remote_port.into());
+    let known = Socket { address, peer: address, port, peer_port: port, kind: kind::INBOUND, pad: 0 };
+    // Without memory it is told by its listener, as what is older than the pod's enrolment.
+    let _ = state::remember(sk, known);
 }
 
 /// A connecting socket has ended: takes away what its handshake left, and the name that its peer had.

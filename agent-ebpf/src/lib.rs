@@ -190,4 +190,6 @@ pub mod kind {
     pub const SUBSTITUTED: u32 = 7;
     /// A connection of the node's own to an enrolled pod.
     pub const NODE: u32 = 8;
+    /// A connection from outside that an application of an enrolled pod accepted itself.
+    pub const INBOUND: u32 = 9;
 }

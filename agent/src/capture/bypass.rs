@@ -1,8 +1,9 @@
 //! Connections to a pod's applications that the agent does not carry: those that the kernel let pass, and those that
 //! are older than enrolment.
 //!
-//! The kernel does not say which side of a connection made it. Inbound is what has the port of a listener of the pod: a
-//! connection whose listener has been closed since looks like one of the pod's own, and is left alone.
+//! The kernel does not say which side of a connection made it. What was accepted since the pod was enrolled is marked as
+//! such; else inbound is what has the port of a listener of the pod. A connection that is older than the enrolment, and whose
+//! listener has been closed since, looks like one of the pod's own, and is left alone.
 
 use std::{
     collections::HashSet,
@@ -49,7 +50,8 @@ pub(super) fn find(capture: &Capture, netns: &NetNs, pod: &Pod) -> io::Result<Ve
     diag.list(ALIVE, sockets.as_fd(), |socket| {
         let (local, remote) = (socket.id.local(), socket.id.remote());
         let inside = is_inside(pod, local.ip(), remote.ip());
-        if !inside && listening.has(local) && !is_the_agents(socket, pod) {
+        let inbound = mark(socket) == Some(kind::INBOUND) || listening.has(local);
+        if !inside && inbound && !is_the_agents(socket, pod) {
             let tuple = tuple(capture.host.cookie(), remote, local);
             if !capture.tables.node().made(&tuple).map_err(io::Error::other)? {
                 found.push(Bypass { source: remote, destination: local, id: socket.id });
@@ -111,8 +113,12 @@ fn is_the_agents(socket: &Listed<'_>, pod: &Pod) -> bool {
 }
 
 fn is_marked(socket: &Listed<'_>) -> bool {
-    let known = socket.storage().and_then(from_bytes::<Socket>);
-    known.is_some_and(|known| matches!(known.kind, kind::AGENT | kind::DIAL))
+    mark(socket).is_some_and(|kind| matches!(kind, kind::AGENT | kind::DIAL))
+}
+
+/// Returns what the programs know the socket as.
+fn mark(socket: &Listed<'_>) -> Option<u32> {
+    socket.storage().and_then(from_bytes::<Socket>).map(|known| known.kind)
 }
 
 fn tuple(netns: u64, local: SocketAddr, remote: SocketAddr) -> Tuple {

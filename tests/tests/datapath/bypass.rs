@@ -125,6 +125,27 @@ fn a_half_closed_connection_is_found() {
     eventually("nothing is found", || bypassing(&pod).is_empty());
 }
 
+#[test]
+fn what_a_server_accepted_that_listens_no_more_is_found() {
+    let world = World::new();
+    let older = world.pod.run(|| listen("0.0.0.0:8000"));
+    let older = (Pair::open(&world, &older, at(POD4, 8000)), older).0;
+    let pod = world.enroll();
+    let mut pairs = Vec::new();
+    for (bind, to) in [("0.0.0.0:8001", POD4), ("[::]:8002", POD6), ("[::]:8003", POD4)] {
+        let server = world.pod.run(|| listen(bind));
+        pairs.push(Pair::open(&world, &server, at(to, server.local_addr().expect("getsockname").port())));
+    }
+    let found = bypassing(&pod);
+    assert_eq!(found.len(), pairs.len(), "{found:?}");
+    for pair in pairs {
+        destroy(&pod, pair);
+    }
+    // Nobody can tell any more who made this one.
+    assert_eq!(bypassing(&pod).len(), 0);
+    drop(older);
+}
+
 /// It completes by itself, whatever the rules are by then.
 #[test]
 fn a_handshake_under_way_is_found() {
