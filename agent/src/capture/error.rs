@@ -134,3 +134,12 @@ impl Error {
         move |source| Self::Pin { path: path.into(), what, source }
     }
 }
+
+/// That there is nothing to remove is no error.
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}

@@ -9,7 +9,7 @@ use std::{
 use agent_ebpf::{Address, Tuple, maps};
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 
-use super::{Error, cgroup::PodCgroups, tables::absent_is_fine};
+use super::{Error, cgroup::PodCgroups, error::absent_is_fine};
 
 /// The id that no cgroup has: the pods' cgroups cannot be told, and nobody is exempt.
 const UNKNOWN: u64 = 0;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use agent_ebpf::{MAX_PLAINTEXT_OF_POD, PodPort, Rules, maps, plaintext};
 use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
 
-use super::{Error, tables::absent_is_fine};
+use super::{Error, error::absent_is_fine};
 use crate::mesh::{Plaintext, PlaintextAction};
 
 /// The ports that have a rule of their own, with a copy of what the kernel has.

@@ -21,7 +21,7 @@ use aya::{
 };
 use ipnet::IpNet;
 
-use super::{Error, node::Node, plaintext::Ports};
+use super::{Error, error::absent_is_fine, node::Node, plaintext::Ports};
 use crate::mesh::{Destination, Plaintext};
 
 /// A pod's own map of handshakes.
@@ -300,15 +300,6 @@ pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
 /// What these mutexes protect is in the kernel: a panic elsewhere leaves it as good as it was.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// That there is nothing to remove is no error.
-pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
 }
 
 fn code(destination: Destination) -> u32 {

@@ -3,8 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use culvert::mesh::{
-    Action, AuthorizationPolicy, Decision, Enrollment, Entry, Field, Identity, Labels, Pattern, PolicyKind,
-    PolicyName, PolicySet, Rule, Rules, Strings, Target, Test, Values, Workload,
+    Action, AuthorizationPolicy, Decision, Entry, Field, Identity, Labels, Pattern, PolicyKind, PolicyName,
+    PolicySet, Rule, Rules, Strings, Target, Test, Values, Workload,
 };
 
 /// A pod, who asks for it, and all policies.
@@ -66,24 +66,8 @@ impl World {
 }
 
 fn pod(identity: Identity) -> Workload {
-    Workload {
-        uid: "shop/web".into(),
-        namespace: "shop".into(),
-        name: "web".into(),
-        workload: "web".into(),
-        app: "web".into(),
-        version: "latest".into(),
-        labels: Arc::new(labels()),
-        node: "node-a".into(),
-        addresses: vec![IpAddr::from([10, 0, 0, 1])],
-        host_addresses: Vec::new(),
-        identity,
-        enrollment: Enrollment::Enrolled,
-        receives_hbone: true,
-        netns: None,
-        ports: Vec::new(),
-        terminating: false,
-    }
+    let addresses = vec![IpAddr::from([10, 0, 0, 1])];
+    Workload { addresses, ..Workload::unknown("shop".into(), Arc::new(labels()), identity) }
 }
 
 fn labels() -> Labels {
