@@ -9,7 +9,7 @@ use std::{
     panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -39,7 +39,7 @@ impl NetNs {
     /// Makes a namespace with a name under `/run/netns`, and runs `setup` inside it (for sysctls).
     pub(crate) fn create(name: &str, setup: impl FnOnce() -> Result<()> + Send) -> Result<Self> {
         interrupt::refuse_while_closing()?;
-        fs::create_dir_all(DIRECTORY).with_context(|| format!("making {DIRECTORY}"))?;
+        prepare_directory().with_context(|| format!("making {DIRECTORY}"))?;
         let path = Path::new(DIRECTORY).join(name);
         File::create_new(&path).with_context(|| format!("making {}", path.display()))?;
         thread::scope(|scope| {
@@ -156,4 +156,21 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 pub(crate) fn sysctl(key: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys/net").join(key);
     fs::write(&path, value).with_context(|| format!("writing {value} to {}", path.display()))
+}
+
+/// Makes the directory what `ip netns add` makes of it: a mount of its own, shared with other mount namespaces. Where it
+/// is none yet, the first `ip netns add` of a test would put a second mount over each name that is there, which could not
+/// be removed any more.
+fn prepare_directory() -> io::Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    fs::create_dir_all(DIRECTORY)?;
+    let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    let share = || mount(None::<&str>, DIRECTORY, None::<&str>, shared, None::<&str>);
+    if share().is_err() {
+        let whole = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(DIRECTORY), DIRECTORY, None::<&str>, whole, None::<&str>)?;
+        share()?;
+    }
+    Ok(())
 }
