@@ -1,7 +1,7 @@
 //! Running other programs, as the user or as root.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{IsTerminal as _, Read, Write as _},
     process::{Child, Command, ExitStatus, Stdio},
 };
@@ -77,6 +77,14 @@ fn copy_lines(child: &mut Child, line: &mut impl FnMut(&str)) -> std::io::Result
             return Ok(());
         }
     }
+}
+
+/// Returns where programs are looked for: also where Debian puts those for administrators, such as nginx, bpftool and
+/// modinfo, and where its ordinary users do not look.
+pub(crate) fn path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+    path
 }
 
 /// A way to run programs as root.

@@ -102,11 +102,12 @@ impl Programs {
 
     /// Returns what the suites find in their environment; `sudo` passes on nothing by itself.
     pub(super) fn variables(&self) -> Vec<(&'static str, OsString)> {
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        // Where nginx and bpftool are, and Debian's ordinary users do not look.
-        path.push(":/usr/local/sbin:/usr/sbin:/sbin");
         let backtrace = std::env::var_os("RUST_BACKTRACE").unwrap_or_else(|| "1".into());
-        vec![("PATH", path), ("RUST_BACKTRACE", backtrace), ("CULVERT_BIN", self.agent.clone().into())]
+        vec![
+            ("PATH", command::path()),
+            ("RUST_BACKTRACE", backtrace),
+            ("CULVERT_BIN", self.agent.clone().into()),
+        ]
     }
 }
 

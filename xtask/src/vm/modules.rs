@@ -47,7 +47,9 @@ impl Loader {
         let Some(file) = self.files.get(&name).cloned() else {
             bail!("the kernel has no module {name}");
         };
-        let dependencies = command::output(Command::new("modinfo").args(["--field", "depends"]).arg(&file))?;
+        let mut modinfo = Command::new("modinfo");
+        modinfo.env("PATH", command::path()).args(["--field", "depends"]).arg(&file);
+        let dependencies = command::output(&mut modinfo)?;
         for dependency in dependencies.split(',').filter(|dependency| !dependency.is_empty()) {
             self.add(dependency)?;
         }
