@@ -33,7 +33,7 @@ pub struct Bypass {
     id: SocketId,
 }
 
-/// Where the pod's applications listen.
+/// Where the pod's applications listen; without an address, at every one of both families.
 #[derive(Default)]
 struct Listening(HashSet<(Option<IpAddr>, u16)>);
 
@@ -84,13 +84,8 @@ impl Listening {
             return;
         }
         let at = listener.id.local();
-        if !at.ip().is_unspecified() {
-            self.0.insert((Some(at.ip()), at.port()));
-        } else if listener.id.is_ipv6() && !listener.is_ipv6_only() {
-            self.0.insert((None, at.port()));
-        } else {
-            self.0.insert((Some(at.ip()), at.port()));
-        }
+        let of_both = at.ip().is_unspecified() && listener.id.is_ipv6() && !listener.is_ipv6_only();
+        self.0.insert(((!of_both).then_some(at.ip()), at.port()));
     }
 
     fn has(&self, at: SocketAddr) -> bool {

@@ -96,8 +96,8 @@ impl PodCapture {
     }
 
     /// Returns the connections from outside to the pod's applications that the agent does not carry: not its own, nor
-    /// those of the node's own processes. A connection whose listener has been closed since cannot be told from one that
-    /// the pod made itself, and is not among them.
+    /// those of the node's own processes. One that is older than the enrolment, and whose listener has been closed since,
+    /// cannot be told from one that the pod made itself, and is not among them.
     ///
     /// Takes some microseconds for each socket of the pod, on the thread that calls.
     ///
