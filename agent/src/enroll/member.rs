@@ -19,6 +19,8 @@ pub(super) struct Member {
     pub(super) leaving: Option<Instant>,
     /// The addresses that the kernel knows.
     addresses: Vec<IpAddr>,
+    /// What the kernel is to do with plaintext, by the pod's terms.
+    wanted: Plaintext,
     /// What the kernel does with plaintext; none where nobody knows, since it could not be told.
     plaintext: Option<Plaintext>,
     /// The connections that bypass the agent are to be looked at, once the kernel knows what it does with plaintext.
@@ -34,7 +36,8 @@ impl Member {
         plaintext: Plaintext,
     ) -> Self {
         let addresses = addresses.to_vec();
-        Self { pod, netns, inode, leaving: None, addresses, plaintext: Some(plaintext), sweep: false }
+        let wanted = plaintext.clone();
+        Self { pod, netns, inode, leaving: None, addresses, wanted, plaintext: Some(plaintext), sweep: false }
     }
 
     /// Returns what the kernel does with plaintext; none where it could not be told.
@@ -44,7 +47,10 @@ impl Member {
 
     /// Takes the terms of a newer snapshot: what the agent itself decides follows at once.
     pub(super) fn set_terms(&mut self, terms: Terms) {
-        self.sweep |= self.pod.set_terms(terms);
+        if self.pod.set_terms(terms) {
+            self.sweep = true;
+            self.wanted = self.pod.terms().plaintext();
+        }
     }
 
     /// Begins the pod's leave, which is over at `end`: its new connections are let alone from now on, and so is plaintext
@@ -55,7 +61,9 @@ impl Member {
         if let Err(error) = self.pod.capture().stop_capture() {
             tracing::error!(pod = %workload, %error, "its traffic is still captured");
         }
-        if let Err(error) = self.enforce(&Plaintext::pass()) {
+        // Who leaves or comes back does so with its old connections, as any pod does.
+        self.sweep = false;
+        if let Err(error) = self.tell(&Plaintext::pass()) {
             tracing::error!(pod = %workload, %error, "policy still applies to plaintext that comes to it");
         }
     }
@@ -76,9 +84,8 @@ impl Member {
 
     /// Tells the kernel what to do with plaintext where that has changed, and then has the connections looked at that it
     /// let in before.
-    pub(super) fn enforce(&mut self, want: &Plaintext) -> Result<(), capture::Error> {
-        let told = self.tell(want);
-        // Who leaves or comes back does so with its old connections, as any pod does.
+    pub(super) fn enforce(&mut self) -> Result<(), capture::Error> {
+        let told = self.tell(&self.wanted.clone());
         if std::mem::take(&mut self.sweep) && self.leaving.is_none() {
             self.pod.sweep();
         }

@@ -158,8 +158,8 @@ impl Enroller {
             let snapshot = mesh.borrow_and_update().clone();
             self.set_terms(&snapshot);
             for member in self.pods.values_mut().filter(|member| member.leaving.is_none()) {
-                let workload = member.pod.workload();
-                if let Err(error) = member.enforce(&snapshot.policies().plaintext(&workload)) {
+                if let Err(error) = member.enforce() {
+                    let workload = member.pod.workload();
                     tracing::warn!(pod = %workload, %error, "a change of policy did not reach the kernel");
                 }
             }
@@ -275,10 +275,8 @@ impl Enroller {
 
     /// Enrols a pod, or keeps one that is enrolled up to date.
     fn keep(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot) -> Result<(), EnrollError> {
-        let plaintext = snapshot.policies().plaintext(workload);
-        let member = self.pods.get_mut(&workload.uid);
         // Whatever else is wrong with a pod, policy is in force for it.
-        member.map_or(Ok(()), |member| member.enforce(&plaintext))?;
+        self.pods.get_mut(&workload.uid).map_or(Ok(()), Member::enforce)?;
         let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
@@ -288,8 +286,9 @@ impl Enroller {
         }
         let inode = inode(&netns_at);
         let netns = NetNs::open(&netns_at)?;
-        let capture = self.capture.enroll(netns, &workload.addresses, &plaintext)?;
         let terms = Terms::new(workload, snapshot);
+        let plaintext = terms.plaintext();
+        let capture = self.capture.enroll(netns, &workload.addresses, &plaintext)?;
         let pod = Pod::start(&self.context, terms, capture).map_err(EnrollError::Listeners)?;
         if pod.capture().is_adopted() {
             // Policy may have changed while no agent ran.

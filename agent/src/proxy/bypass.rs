@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::sleep};
 use super::{context::Context, outcome::Outcome, pod::Shared, terms::Terms};
 use crate::{
     capture,
-    mesh::{Connection, Decision, OrigDst, Plaintext, Reason},
+    mesh::{Decision, Denial, OrigDst, Plaintext, Reason},
 };
 
 /// What is done about one pod's connections that bypass the agent.
@@ -23,14 +23,6 @@ use crate::{
 pub(super) struct Bypass {
     wanted: Notify,
     unenforced: Mutex<Option<(usize, String)>>,
-}
-
-/// What one look at a pod's connections found.
-struct Swept {
-    terms: Terms,
-    ended: Vec<(capture::Bypass, Decision)>,
-    /// How many are still there, and why, of one.
-    unenforced: Option<(usize, String)>,
 }
 
 impl Bypass {
@@ -59,7 +51,7 @@ impl Bypass {
     }
 }
 
-async fn follow(context: &Context, pod: &Arc<Shared>) {
+async fn follow(context: &Arc<Context>, pod: &Arc<Shared>) {
     let mut pauses = [].iter();
     loop {
         // What could not be ended may end by itself, and is then to be spoken of no more.
@@ -73,79 +65,69 @@ async fn follow(context: &Context, pod: &Arc<Shared>) {
     }
 }
 
-async fn sweep(context: &Context, pod: &Arc<Shared>) {
+async fn sweep(context: &Arc<Context>, pod: &Arc<Shared>) {
     // It never closes.
     let Ok(_turn) = context.sweeps.acquire().await else { return };
-    let looking = pod.clone();
-    let swept = match tokio::task::spawn_blocking(move || look(&looking)).await {
-        Ok(swept) => swept,
+    let looking = (context.clone(), pod.clone());
+    let unenforced = match tokio::task::spawn_blocking(move || look(&looking.0, &looking.1)).await {
+        Ok(unenforced) => unenforced,
         Err(error) => {
             tracing::error!(pod = %pod.workload(), %error, "looking for connections that policy revokes failed");
             return;
         }
     };
-    for (connection, decision) in swept.ended {
-        report(context, &swept.terms, &connection, &decision);
-    }
-    if let Some((connections, why)) = &swept.unenforced
+    if let Some((connections, why)) = &unenforced
         && pod.bypass.unenforced().is_none()
     {
-        let pod = swept.terms.workload.to_string();
-        tracing::error!(pod, connections, why, "connections that policy does not permit cannot be ended");
+        let pod = pod.workload();
+        tracing::error!(%pod, connections, why, "connections that policy does not permit cannot be ended");
     }
-    pod.bypass.note(swept.unenforced);
+    pod.bypass.note(unenforced);
 }
 
-/// Looks at the pod's connections and ends what policy refuses. Blocks.
-fn look(pod: &Shared) -> Swept {
+/// Looks at the pod's connections and ends what policy refuses. Returns how many are still there, and why, of one. Blocks.
+fn look(context: &Context, pod: &Shared) -> Option<(usize, String)> {
     let terms = pod.terms();
-    let mut swept = Swept { terms: terms.clone(), ended: Vec::new(), unenforced: None };
     // Whatever there is, nothing refuses it.
-    if terms.policies.plaintext(&terms.workload) == Plaintext::pass() {
-        return swept;
+    if terms.plaintext() == Plaintext::pass() {
+        return None;
     }
     let connections = match pod.capture.bypassing() {
         Ok(connections) => connections,
-        Err(error) => {
-            swept.unenforced = Some((0, format!("they cannot be listed: {error}")));
-            return swept;
-        }
+        Err(error) => return Some((0, format!("they cannot be listed: {error}"))),
     };
+    let mut unenforced: Option<(usize, String)> = None;
     for connection in connections {
-        let decision = decide(&terms, &connection);
+        let capture::Bypass { source, destination, .. } = connection;
+        let decision = terms.authorize_plaintext(source, destination);
         let Err(denial) = &decision.verdict else { continue };
         match pod.capture.destroy(&connection) {
-            Ok(()) => swept.ended.push((connection, decision)),
+            Ok(()) => report(context, &terms, &connection, &decision, denial),
             Err(error) => {
-                let capture::Bypass { source, destination, .. } = connection;
-                let (count, _) = swept.unenforced.take().unwrap_or_default();
+                let (count, _) = unenforced.take().unwrap_or_default();
                 let why = format!("{source} to {destination} cannot be ended: {error} ({denial})");
-                swept.unenforced = Some((count + 1, why));
+                unenforced = Some((count + 1, why));
             }
         }
     }
-    swept
-}
-
-fn decide(terms: &Terms, connection: &capture::Bypass) -> Decision {
-    let capture::Bypass { source, destination, .. } = connection;
-    let destination = OrigDst::new(*destination).address();
-    let connection = Connection { source: source.ip().to_canonical(), identity: None, destination };
-    terms.policies.authorize(&terms.workload, &connection)
+    unenforced
 }
 
 /// One line and one metric for a connection that was ended. What it carried nobody counted.
-fn report(context: &Context, terms: &Terms, connection: &capture::Bypass, decision: &Decision) {
-    let mut outcome = Outcome::inbound(context, connection.source, terms.workload.clone());
+fn report(
+    context: &Context,
+    terms: &Terms,
+    connection: &capture::Bypass,
+    decision: &Decision,
+    denial: &Denial,
+) {
+    let mut outcome = Outcome::plaintext(context, connection.source, terms.workload.clone());
     outcome.asked_for(OrigDst::new(connection.destination));
-    outcome.came_in_plaintext(context.workload_at(connection.source.ip()));
     outcome.decided(decision);
-    if let Err(denial) = &decision.verdict {
-        let text = format!(
-            "policy has changed, and the connection, plaintext that the agent did not carry, is permitted no longer: {denial}"
-        );
-        outcome.failed(Reason::PolicyRevoked, &text);
-    }
+    let text = format!(
+        "policy has changed, and the connection, plaintext that the agent did not carry, is permitted no longer: {denial}"
+    );
+    outcome.failed(Reason::PolicyRevoked, &text);
 }
 
 /// When a pod's connections are looked at again after a change of its terms, for what the kernel let in just before it

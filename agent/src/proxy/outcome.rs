@@ -49,6 +49,14 @@ impl<'a> Outcome<'a> {
         outcome
     }
 
+    /// Opens the account of a connection to a pod of this node that comes in plaintext. Who has the address that it comes
+    /// from is a hint for people, which nobody has proved.
+    pub(super) fn plaintext(context: &'a Context, source: SocketAddr, workload: Arc<Workload>) -> Self {
+        let mut outcome = Self::inbound(context, source, workload);
+        outcome.source_workload = context.workload_at(source.ip());
+        outcome
+    }
+
     fn new(context: &'a Context, reporter: Reporter, source: SocketAddr) -> Self {
         context.metrics.active().inc();
         Self {
@@ -94,13 +102,6 @@ impl<'a> Outcome<'a> {
         self.source_identity = Some(identity);
         self.source_workload = workload;
         self.mutual_tls = true;
-    }
-
-    /// Notes who has the address that an inbound connection without an identity comes from: a hint for people, which
-    /// nobody has proved.
-    pub(super) fn came_in_plaintext(&mut self, workload: Option<Arc<Workload>>) {
-        self.source_workload = workload;
-        self.mutual_tls = false;
     }
 
     /// Notes what the policies decided, and counts it.

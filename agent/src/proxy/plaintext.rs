@@ -20,8 +20,7 @@ use crate::mesh::{OrigDst, Permit, Reason};
 /// Carries one connection to its end.
 pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     let peer = canonical(peer);
-    let mut outcome = Outcome::inbound(&context, peer, pod.workload());
-    outcome.came_in_plaintext(context.workload_at(peer.ip()));
+    let mut outcome = Outcome::plaintext(&context, peer, pod.workload());
     let carried = tokio::select! {
         biased;
         ended = pod.ended(&context) => Err(ended.into()),

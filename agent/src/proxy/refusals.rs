@@ -6,7 +6,7 @@ use std::{future::pending, sync::Arc};
 use super::{context::Context, outcome::Outcome, pod::Shared};
 use crate::{
     capture::{Capture, Refusal},
-    mesh::{Connection, OrigDst, Reason},
+    mesh::{OrigDst, Reason},
 };
 
 /// Reports what the kernel refuses, until the process ends. What comes faster than it is read the kernel counts instead.
@@ -30,13 +30,9 @@ pub async fn follow(context: Arc<Context>, capture: Arc<Capture>) {
 fn report(context: &Context, pod: &Shared, refusal: &Refusal) {
     let Refusal { source, destination, .. } = *refusal;
     let terms = pod.terms();
-    let mut outcome = Outcome::inbound(context, source, terms.workload.clone());
-    let destination = OrigDst::new(destination);
-    outcome.asked_for(destination);
-    outcome.came_in_plaintext(context.workload_at(source.ip()));
-    let connection =
-        Connection { source: source.ip().to_canonical(), identity: None, destination: destination.address() };
-    let decision = terms.policies.authorize(&terms.workload, &connection);
+    let mut outcome = Outcome::plaintext(context, source, terms.workload.clone());
+    outcome.asked_for(OrigDst::new(destination));
+    let decision = terms.authorize_plaintext(source, destination);
     match &decision.verdict {
         Err(denial) => {
             outcome.decided(&decision);

@@ -3,9 +3,9 @@
 //! `enroll` gives each pod its terms when they change *for that pod*, so that the ten thousand connections of a node do
 //! not wake for every snapshot. A connection subscribes before it is first checked, and misses no change.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
-use crate::mesh::{PolicySet, Snapshot, Workload};
+use crate::mesh::{Connection, Decision, Plaintext, PolicySet, Snapshot, Workload};
 
 /// What decides on connections to one pod.
 #[derive(Clone, Debug)]
@@ -20,6 +20,17 @@ impl Terms {
     /// Takes the policies of the snapshot that the workload is of.
     pub fn new(workload: &Arc<Workload>, snapshot: &Snapshot) -> Self {
         Self { workload: Arc::clone(workload), policies: Arc::clone(snapshot.policies()) }
+    }
+
+    /// Returns what the kernel is to do with plaintext that comes to the pod.
+    pub fn plaintext(&self) -> Plaintext {
+        self.policies.plaintext(&self.workload)
+    }
+
+    /// Decides on plaintext that the agent does not carry, from `source` to the pod's own `destination`.
+    pub(super) fn authorize_plaintext(&self, source: SocketAddr, destination: SocketAddr) -> Decision {
+        let connection = Connection { source: source.ip(), identity: None, destination };
+        self.policies.authorize(&self.workload, &connection)
     }
 
     /// Whether the policies decide under `self` as under `other`. Mostly neither of the two has changed, and where some
