@@ -10,11 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{files, paint::Paint, settings::SettingsArgs, show, tree};
-use crate::{
-    cli::socket::ask,
-    control::{Objects, Source},
-    mesh::Answer,
-};
+use crate::{cli::socket::ask, mesh::Answer};
 
 /// Explain what the policies say to a connection, and why
 ///
@@ -80,12 +76,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn by_files(args: &ExplainArgs) -> anyhow::Result<Answer> {
-    let mut objects = Objects::new(args.settings.settings());
-    for path in files::expand(&args.files)? {
-        objects
-            .read(&Source::read(path).map_err(|problem| anyhow!("{problem}"))?)
-            .map_err(|problem| anyhow!("{problem}"))?;
-    }
+    let objects = files::read(&args.files, args.settings.settings())?;
     objects.problems().iter().for_each(|problem| eprintln!("warning: {problem}"));
     let snapshot = objects.snapshot_enrolling_by_default();
     Ok(Answer::find(&args.from, &args.to, &snapshot)?)

@@ -2,7 +2,6 @@
 
 use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
-use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
 use super::{
@@ -11,7 +10,7 @@ use super::{
     settings::SettingsArgs,
     show,
 };
-use crate::control::{Finding, Objects, Severity, Source, lint};
+use crate::control::{Finding, Severity, lint};
 
 /// Find mistakes in policies, and what they cannot mean
 ///
@@ -48,12 +47,7 @@ enum Deny {
 
 /// Prints the findings.
 pub(super) fn run(args: &LintArgs) -> anyhow::Result<ExitCode> {
-    let mut objects = Objects::new(args.settings.settings());
-    for path in files::expand(&args.files)? {
-        let read = Source::read(path).and_then(|source| objects.read(&source));
-        read.map_err(|problem| anyhow!("{problem}"))?;
-    }
-    let findings = lint(&objects);
+    let findings = lint(&files::read(&args.files, args.settings.settings())?);
     if args.json {
         show(&(serde_json::to_string_pretty(&findings)? + "\n"))?;
     } else {

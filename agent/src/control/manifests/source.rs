@@ -45,6 +45,11 @@ impl Source {
         Ok(Self::new(path, text))
     }
 
+    /// Returns whether a file is called as one of objects is.
+    pub fn is_named_as_one(path: &Path) -> bool {
+        path.file_name().and_then(format).is_some()
+    }
+
     /// Takes a file's text as read.
     pub fn new(path: PathBuf, text: String) -> Arc<Self> {
         let format = path.file_name().and_then(format).unwrap_or(Format::Yaml);
