@@ -117,7 +117,7 @@ fn carry(mut stream: TcpStream, rounds: &AtomicU64, stop: &AtomicBool) -> std::i
         rounds.fetch_add(1, Ordering::SeqCst);
     }
     stream.shutdown(Shutdown::Write)?;
-    match stream.read(&mut [0])? {
+    match tcp::read(&mut stream, &mut [0])? {
         0 => Ok(()),
         _ => Err(std::io::Error::other("more came than was sent")),
     }
@@ -215,7 +215,7 @@ fn a_pod_that_is_deleted_takes_its_connections_along() {
     tcp::ping(&mut stream, "hello").unwrap();
     server.delete().unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(tcp::read(&mut stream, &mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

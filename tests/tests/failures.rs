@@ -558,7 +558,7 @@ fn ten_thousand_short_connections_leave_nothing_behind() {
 /// An echo that costs a thread little.
 fn small_echo(mut stream: TcpStream) {
     let mut buffer = [0; 64];
-    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+    while let Ok(length @ 1..) = tcp::read(&mut stream, &mut buffer) {
         if stream.write_all(&buffer[..length]).is_err() {
             return;
         }

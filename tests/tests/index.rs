@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind},
     net::{SocketAddr, TcpStream},
 };
 
@@ -59,7 +59,7 @@ fn gauge(agent: &Agent, name: &str) -> f64 {
 
 fn ends_in_a_reset(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(tcp::read(stream, &mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn healthy(mut stream: TcpStream) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
+        match tcp::read(&mut stream, &mut byte) {
             Ok(1) => head.push(byte[0]),
             _ => return,
         }
@@ -408,7 +408,7 @@ fn an_endpoint_outside_the_mesh_is_reached_through_a_service_in_plaintext() {
     let target = service.address(82);
     let ending = client.connect(target).and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.read(&mut [0])
+        tcp::read(&mut stream, &mut [0])
     });
     assert_eq!(ending.unwrap_err().kind(), ErrorKind::ConnectionReset);
     let record = eventually(PATIENCE, || {
@@ -461,7 +461,7 @@ fn an_unknown_address_in_a_pod_range_is_held_until_it_is_known_and_else_refused(
             // The reset may be quicker than the return of `connect`.
             let ending = client.connect(target).and_then(|mut stream| {
                 stream.set_read_timeout(Some(PATIENCE))?;
-                stream.read(&mut [0])
+                tcp::read(&mut stream, &mut [0])
             });
             assert_eq!(ending.unwrap_err().kind(), ErrorKind::ConnectionReset, "{target}");
             let record = eventually(PATIENCE, || {

@@ -56,7 +56,7 @@ fn end_of(stream: &mut TcpStream) -> Result<(), ErrorKind> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        match stream.read(&mut buffer) {
+        match tcp::read(stream, &mut buffer) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) => return Err(error.kind()),
@@ -324,7 +324,7 @@ impl Storm {
 fn request(mut stream: TcpStream) -> io::Result<()> {
     tcp::ping(&mut stream, "a request")?;
     stream.shutdown(Shutdown::Write)?;
-    match stream.read(&mut [0])? {
+    match tcp::read(&mut stream, &mut [0])? {
         0 => Ok(()),
         _ => Err(io::Error::other("more came than was asked for")),
     }

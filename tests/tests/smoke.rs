@@ -69,7 +69,7 @@ fn both_agents_count_what_they_carried() {
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!(answer.len(), ANSWER);
     drop(stream);
-    let refused = client.connect(web.at(8081)).and_then(|mut stream| stream.read(&mut [0]));
+    let refused = client.connect(web.at(8081)).and_then(|mut stream| tcp::read(&mut stream, &mut [0]));
     assert!(refused.is_err(), "nobody listens there");
 
     for (agent, reporter, failure) in

@@ -207,7 +207,7 @@ fn two_thousand_connections_live_at_once_between_one_pair_of_pods() {
     let world = World::new();
     let server = world.server.serve(PORT, |mut stream| {
         let mut buffer = [0; 64];
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        while let Ok(length @ 1..) = tcp::read(&mut stream, &mut buffer) {
             if stream.write_all(&buffer[..length]).is_err() {
                 return;
             }
@@ -327,7 +327,7 @@ impl State {
     fn reach(self, resetter: &TcpStream, other: &TcpStream) {
         let end = |from: &TcpStream, mut to: &TcpStream| {
             from.shutdown(Shutdown::Write).unwrap();
-            assert_eq!(to.read(&mut [0]).unwrap(), 0);
+            assert_eq!(tcp::read(&mut to, &mut [0]).unwrap(), 0);
         };
         match self {
             Self::Idle => {}
@@ -403,7 +403,7 @@ fn a_client_that_goes_on_sending_to_a_server_that_has_closed_is_told() {
         let mut pair = pair(&world.client, target, &listener);
         pair.greet();
         drop(pair.server);
-        assert_eq!(pair.client.read(&mut [0]).unwrap(), 0);
+        assert_eq!(tcp::read(&mut pair.client, &mut [0]).unwrap(), 0);
         let error = tcp::send(&mut pair.client, u64::MAX).unwrap_err();
         let kinds = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
         assert!(kinds.contains(&error.kind()), "{target}: {error}");

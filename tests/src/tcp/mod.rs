@@ -28,7 +28,7 @@ pub const STALL: Duration = Duration::from_secs(30);
 /// A handler: sends back what comes, until the client's end of file, and then ends its own direction.
 pub fn echo(mut stream: TcpStream) {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+    while let Ok(length @ 1..) = read(&mut stream, &mut buffer) {
         if stream.write_all(&buffer[..length]).is_err() {
             return;
         }
@@ -39,7 +39,7 @@ pub fn echo(mut stream: TcpStream) {
 /// A handler: reads and forgets.
 pub fn sink(mut stream: TcpStream) {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(1..) = stream.read(&mut buffer) {}
+    while let Ok(1..) = read(&mut stream, &mut buffer) {}
 }
 
 /// A handler: verifies [`send`]'s bytes to the end of file and answers `<count>\n`, or what was wrong with them.
@@ -57,6 +57,17 @@ pub fn source(bytes: u64) -> impl Handler {
         let _ = send(&mut stream, bytes).and_then(|()| stream.shutdown(Shutdown::Write));
         // The other side may still send; a close with unread bytes would be a reset.
         sink(stream);
+    }
+}
+
+/// Reads once, as [`Read::read`] does, and goes on where a signal came in between: the kernel takes no interrupted read
+/// up again on a socket with a deadline (signal(7), `SO_RCVTIMEO`), also where all that came was a stop and a continuation.
+pub fn read(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 

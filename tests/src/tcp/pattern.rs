@@ -42,8 +42,7 @@ pub fn receive(stream: &mut impl Read) -> io::Result<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
     loop {
-        let length = stream
-            .read(&mut buffer)
+        let length = super::read(stream, &mut buffer)
             .map_err(|error| io::Error::new(error.kind(), format!("after {received} bytes: {error}")))?;
         if length == 0 {
             return Ok(received);

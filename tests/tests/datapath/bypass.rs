@@ -41,9 +41,9 @@ impl Pair {
 
     /// Checks that both ends were told.
     fn assert_cut(mut self) {
-        let error = self.accepted.read(&mut [0]).expect_err("a cut read as an end");
+        let error = lab::tcp::read(&mut self.accepted, &mut [0]).expect_err("a cut read as an end");
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED));
-        let error = self.client.read(&mut [0]).expect_err("a cut read as an end");
+        let error = lab::tcp::read(&mut self.client, &mut [0]).expect_err("a cut read as an end");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 }
@@ -101,7 +101,10 @@ fn what_nobody_has_accepted_yet_is_found() {
     let found = bypassing(&pod);
     assert_eq!(found.len(), 1, "{found:?}");
     pod.destroy(&found[0]).expect("ending a connection");
-    assert_eq!(client.read(&mut [0]).expect_err("a cut read as an end").kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        lab::tcp::read(&mut client, &mut [0]).expect_err("a cut read as an end").kind(),
+        ErrorKind::ConnectionReset
+    );
     drop(server);
 }
 

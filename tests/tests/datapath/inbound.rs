@@ -140,7 +140,7 @@ fn an_agent_that_dies_resets_and_one_that_ends_does_not() {
     let (mut accepted, _) = server.accept().expect("accepting");
     drop(dialled);
     assert_eq!(
-        accepted.read(&mut byte).expect_err("a cut read as an end").kind(),
+        lab::tcp::read(&mut accepted, &mut byte).expect_err("a cut read as an end").kind(),
         ErrorKind::ConnectionReset
     );
 
@@ -148,7 +148,7 @@ fn an_agent_that_dies_resets_and_one_that_ends_does_not() {
     let (mut accepted, _) = server.accept().expect("accepting");
     end_cleanly(&dialled).expect("an orderly end");
     drop(dialled);
-    assert_eq!(accepted.read(&mut byte).expect("an orderly end"), 0);
+    assert_eq!(lab::tcp::read(&mut accepted, &mut byte).expect("an orderly end"), 0);
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn hbone_from_outside_reaches_the_agent_and_nothing_else_does() {
             assert_eq!(from.ip(), ip(out));
             assert_eq!(world.stats().hbone - before, u64::from(*port == 15008));
             drop(accepted);
-            let _ = stream.read(&mut [0]);
+            let _ = lab::tcp::read(&mut stream, &mut [0]);
 
             // From inside: the application's own.
             let inside = world.pod.run(|| TcpStream::connect(target).expect("connecting from inside"));

@@ -284,7 +284,7 @@ fn source_ports_do_not_run_out() {
             for _ in 0..connections {
                 let (mut stream, _) = listener.accept().expect("accepting");
                 assert_eq!(pod.orig_dst(&stream).expect("captured").to_string(), MESH4);
-                assert_eq!(stream.read(&mut [0]).expect("the client's end"), 0);
+                assert_eq!(lab::tcp::read(&mut stream, &mut [0]).expect("the client's end"), 0);
                 end_cleanly(&stream).expect("an orderly end");
             }
         });

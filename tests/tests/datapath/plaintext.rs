@@ -1,7 +1,7 @@
 //! Plaintext from outside: passed, inspected or refused by port, and how that changes.
 
 use std::{
-    io::{ErrorKind, Read as _},
+    io::ErrorKind,
     net::TcpStream,
     sync::{
         Arc,
@@ -89,7 +89,7 @@ fn what_is_inspected_has_its_real_ends_and_closes_with_a_reset() {
         let _late = world.pod.run(|| listen(&at(own, 8000).to_string()));
         drop(accepted);
         assert_eq!(
-            client.read(&mut [0]).expect_err("a cut read as an end").kind(),
+            lab::tcp::read(&mut client, &mut [0]).expect_err("a cut read as an end").kind(),
             ErrorKind::ConnectionReset
         );
     }

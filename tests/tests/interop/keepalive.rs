@@ -1,6 +1,6 @@
 //! PINGs: the one slow test, since hbone.md gives their times: one every 10 s, and the end after 20 s without an answer.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 
 use lab::{PATIENCE, eventually, tcp};
 use serde_json::json;
@@ -41,7 +41,7 @@ fn both_sides_send_pings_answer_them_and_end_what_stays_silent() {
     let deadline = Some(2 * PATIENCE);
     for (stream, record) in [(&mut lost, &outbound.agent), (&mut abandoned, &inbound.agent)] {
         stream.set_read_timeout(deadline).unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(tcp::read(stream, &mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         let record = eventually(PATIENCE, || record.access_log().into_iter().next());
         assert_eq!(record.reason().as_deref(), Some("timeout"), "{record:?}");
         assert!(record.field("error").unwrap_or_default().contains("PING"), "{record:?}");
@@ -49,5 +49,5 @@ fn both_sides_send_pings_answer_them_and_end_what_stays_silent() {
     // Those who answer are spared.
     tcp::ping(&mut held, "still there").unwrap();
     application.set_nonblocking(true).unwrap();
-    assert_eq!(application.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(tcp::read(&mut application, &mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }

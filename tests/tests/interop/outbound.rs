@@ -158,7 +158,7 @@ fn a_tunnel_that_is_cut_or_reset_is_a_reset_and_never_an_end_of_file() {
         let mut stream = world.connect(target);
         tcp::ping(&mut stream, "half a transfer").unwrap();
         server.tell(command).unwrap();
-        let error = stream.read(&mut [0]).unwrap_err();
+        let error = tcp::read(&mut stream, &mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{command}");
         assert_eq!(world.record(target).reason().as_deref(), Some(*reason), "{command}");
         // The next connection is none the worse.

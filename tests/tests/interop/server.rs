@@ -1,7 +1,7 @@
 //! The peer as a server: a pod of a node without agent whose manifest says that it receives HBONE.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Write},
     net::{IpAddr, SocketAddr, TcpStream},
 };
 
@@ -75,7 +75,7 @@ pub(crate) fn ending(stream: io::Result<TcpStream>) -> Result<(), ErrorKind> {
     // The reset may be quicker than the question, and even than the return of `connect`; the error is told once only.
     let ending = stream.and_then(|mut stream| {
         stream.write_all(b"hello")?;
-        stream.read(&mut [0])
+        lab::tcp::read(&mut stream, &mut [0])
     });
     match ending {
         Ok(0) => Ok(()),

@@ -1,7 +1,7 @@
 //! A server in the mesh, clients in it and outside, and how policies get there.
 
 use std::{
-    io::{ErrorKind, Read},
+    io::ErrorKind,
     net::{SocketAddr, TcpStream},
 };
 
@@ -141,7 +141,7 @@ pub(crate) fn refusal(pod: &Pod, target: SocketAddr) -> ErrorKind {
         Err(error) => return error.kind(),
     };
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    match stream.read(&mut [0; 16]) {
+    match tcp::read(&mut stream, &mut [0; 16]) {
         Ok(bytes) => panic!("{} to {target}: {bytes} bytes came", pod.name()),
         Err(error) => error.kind(),
     }
@@ -151,6 +151,6 @@ pub(crate) fn refusal(pod: &Pod, target: SocketAddr) -> ErrorKind {
 #[track_caller]
 pub(crate) fn wait_cut(mut stream: TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let error = stream.read(&mut [0; 16]).expect_err("it ended in good order");
+    let error = tcp::read(&mut stream, &mut [0; 16]).expect_err("it ended in good order");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }

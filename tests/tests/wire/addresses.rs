@@ -177,7 +177,7 @@ fn a_closed_port_is_a_reset_after_connect_instead_of_a_refusal() {
         // The reset may be quicker than the return of `connect`.
         let ending = client.connect(target).and_then(|mut stream| {
             stream.set_read_timeout(Some(lab::PATIENCE))?;
-            stream.read(&mut [0])
+            lab::tcp::read(&mut stream, &mut [0])
         });
         assert_eq!(ending.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     }

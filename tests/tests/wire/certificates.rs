@@ -1,11 +1,6 @@
 //! A peer without the right certificate is refused, on either side, and the log says why.
 
-use std::{
-    io::{Read, Write},
-    net::SocketAddr,
-    path::Path,
-    thread,
-};
+use std::{io::Write, net::SocketAddr, path::Path, thread};
 
 use lab::{AccessRecord, Agent, Credentials, Mesh, PATIENCE, Peer, Pod, Process, eventually, tcp};
 use serde_json::json;
@@ -128,7 +123,7 @@ fn is_reset(client: &Pod, target: SocketAddr) {
     let ending = client.connect(target).and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b"hello")?;
-        stream.read(&mut [0])
+        tcp::read(&mut stream, &mut [0])
     });
     let error = ending.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
