@@ -8,15 +8,18 @@
 //! Who may import whom is a rule (`cargo xtask tidy`); docs/architecture.md explains it.
 
 pub mod admin;
+pub mod apiserver;
 pub mod ca_server;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod control;
 pub mod enroll;
 pub mod hbone;
 pub mod identity;
 pub mod mesh;
 pub mod proxy;
+pub mod sandbox;
 pub mod shutdown;
 
 mod report;

@@ -9,15 +9,36 @@ use super::{
 const MODULES: &[(&str, &[&str])] = &[
     ("mesh", &[]),
     ("identity", &["mesh"]),
-    ("control", &["mesh"]),
+    ("control", &["mesh", "apiserver"]),
+    // The API server as several components know it: how it is reached, who leads.
+    ("apiserver", &[]),
+    ("sandbox", &["mesh"]),
+    // The protocol between the CNI plugin, the agent and the API server, and the plugin's place in the node's configuration.
+    ("cni", &["mesh", "sandbox", "apiserver"]),
     ("capture", &["mesh"]),
     ("hbone", &["mesh", "identity"]),
     ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
-    ("enroll", &["mesh", "identity", "capture", "proxy"]),
+    ("enroll", &["mesh", "identity", "capture", "proxy", "sandbox"]),
     ("admin", &["mesh"]),
-    ("ca_server", &["mesh", "identity", "shutdown"]),
+    ("ca_server", &["mesh", "identity", "shutdown", "apiserver"]),
     // Reads what each component says of itself, for `admin` to show.
-    ("report", &["mesh", "identity", "control", "capture", "hbone", "proxy", "enroll", "admin", "shutdown"]),
+    (
+        "report",
+        &[
+            "mesh",
+            "identity",
+            "control",
+            "capture",
+            "hbone",
+            "proxy",
+            "enroll",
+            "admin",
+            "shutdown",
+            "apiserver",
+            "sandbox",
+            "cni",
+        ],
+    ),
     ("shutdown", &[]),
 ];
 
@@ -30,8 +51,8 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("aya_log", &["capture"]),
     ("aya_obj", &["capture"]),
     ("agent_ebpf", &["capture"]),
-    ("k8s_openapi", &["control", "cli"]),
-    ("kube", &["control", "cli"]),
+    ("k8s_openapi", &["control", "apiserver", "ca_server", "cni", "cli"]),
+    ("kube", &["control", "apiserver", "ca_server", "cni", "cli"]),
     // Modules have error enums of their own: a caller must be able to tell the reasons apart.
     ("anyhow", ROOTS),
 ];

@@ -1,0 +1,52 @@
+//! The Kubernetes API server: how it is reached, and which of several processes leads.
+//!
+//! Owns the client's configuration and what several components need of the API server alike. Does not own what they ask
+//! it for: watches are `control`'s, token reviews `ca_server`'s.
+
+use std::{path::Path, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kubeconfig cannot be used.
+    #[error("the kubeconfig cannot be used: {0}")]
+    Kubeconfig(#[source] kube::config::KubeconfigError),
+    /// The process is in no pod.
+    #[error(
+        "there is no service account here ({0}): outside of a pod name a kubeconfig (--kubeconfig), inside of one set automountServiceAccountToken"
+    )]
+    InCluster(#[source] kube::config::InClusterError),
+    /// The client cannot be made.
+    #[error("no client of the API server can be made: {0}")]
+    Client(#[source] kube::Error),
+}
+
+/// Makes a client by a kubeconfig, or without one by the service account of the pod that this process runs in. Nothing is
+/// sent yet. Must be called within a Tokio runtime.
+///
+/// # Errors
+/// Where the configuration cannot be used. An API server that does not answer is no error here.
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let read = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
+            let options = KubeConfigOptions::default();
+            Config::from_custom_kubeconfig(read, &options).await.map_err(Error::Kubeconfig)?
+        }
+        None => Config::incluster().map_err(Error::InCluster)?,
+    };
+    config.connect_timeout = Some(CONNECT_LIMIT);
+    // Longer than a watch without events is open.
+    config.read_timeout = Some(READ_LIMIT);
+    Client::try_from(config).map_err(Error::Client)
+}
+
+/// How long a connection to the API server may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the API server may be silent: it closes a watch after 290 s (`kube::runtime::watcher`).
+const READ_LIMIT: Duration = Duration::from_secs(295);
