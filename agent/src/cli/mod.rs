@@ -6,7 +6,8 @@ mod ca;
 mod certs;
 mod cleanup;
 mod policy;
-mod socket;
+mod ready;
+pub(crate) mod socket;
 mod status;
 mod vault;
 
@@ -35,6 +36,8 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Test policies, find what is odd in them, and explain what they say.
     Policy(policy::PolicyArgs),
+    /// Tell by the exit status whether the agent of this node is ready.
+    Ready(ready::ReadyArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -52,6 +55,7 @@ impl Cli {
             Command::Ca(args) => ca::run(args),
             Command::Certs(args) => return certs::run(&args),
             Command::Policy(args) => return Ok(policy::run(&args)),
+            Command::Ready(args) => return ready::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         }?;
