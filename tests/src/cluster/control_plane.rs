@@ -61,7 +61,12 @@ impl ControlPlane {
             Self::ApiServer => daemon.until(DEADLINE, "to be ready", || {
                 super::kubectl::run(place, tools, "admin", &["get", "--raw", "/readyz"], "").map(drop)
             }),
-            Self::ControllerManager | Self::Scheduler => Ok(()),
+            Self::ControllerManager => daemon
+                .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, CONTROLLERS).into()))
+                .map(drop),
+            Self::Scheduler => daemon
+                .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, SCHEDULER).into()))
+                .map(drop),
         }
     }
 
@@ -124,6 +129,10 @@ impl ControlPlane {
 
 /// The port at which etcd takes clients.
 const ETCD: u16 = 2379;
+
+/// The ports of the controller manager and of the scheduler, by default.
+const CONTROLLERS: u16 = 10257;
+const SCHEDULER: u16 = 10259;
 
 /// How long the API server may take; it takes three seconds on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(120);

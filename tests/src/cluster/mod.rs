@@ -344,7 +344,11 @@ impl Cluster {
 
     /// Waits until every node takes pods, and until there is an account for them.
     fn wait_ready(&self) -> Result<()> {
+        for program in [ControlPlane::ControllerManager, ControlPlane::Scheduler] {
+            program.wait(&self.place, &self.tools)?;
+        }
         for node in &self.nodes {
+            node.wait_healthy(NodeDaemon::KubeProxy)?;
             let name = format!("node/{}", node.unique_name());
             let args = ["wait", "--for=condition=Ready", &name, "--timeout=3s"];
             node.daemon(NodeDaemon::Kubelet)

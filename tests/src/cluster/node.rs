@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -24,7 +24,7 @@ use super::{
     place::Place,
     tools::{PLUGINS, Tools},
 };
-use crate::{NetNs, PATIENCE};
+use crate::{NetNs, PATIENCE, http};
 
 /// A program of a node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,7 +91,7 @@ impl ClusterNode {
     }
 
     /// Where a file of the node is on this machine. Only for what is the node's own: `/run`, `/etc/cni/net.d`, `/opt/cni/bin`,
-    /// `/var/lib/kubelet`, `/var/log/pods`.
+    /// `/var/lib/cni`, `/var/log/pods`.
     pub fn path(&self, path: &str) -> PathBuf {
         self.place.node(&self.name).join(path.trim_start_matches('/'))
     }
@@ -167,10 +167,12 @@ impl ClusterNode {
         };
         self.tools.equip(&mut command);
         self.daemon(daemon).start(&mut command)?;
-        if daemon == NodeDaemon::Containerd {
-            self.daemon(daemon).until(PATIENCE, "to serve", || self.containerd_answers())?;
+        match daemon {
+            NodeDaemon::Containerd => {
+                self.daemon(daemon).until(PATIENCE, "to serve", || self.containerd_answers())
+            }
+            NodeDaemon::Kubelet | NodeDaemon::KubeProxy => Ok(()),
         }
-        Ok(())
     }
 
     /// Ends and starts one of the node's programs.
@@ -221,6 +223,22 @@ impl ClusterNode {
 
     pub(crate) fn daemon(&self, daemon: NodeDaemon) -> Daemon {
         Daemon::new(&self.place, &format!("{}.{}", self.name, daemon.name()))
+    }
+
+    /// Waits until one of the node's programs says that it is well: all of them, once a cluster is up.
+    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
+        let port = match daemon {
+            NodeDaemon::Containerd => return Ok(()),
+            NodeDaemon::Kubelet => KUBELET_HEALTH,
+            NodeDaemon::KubeProxy => KUBE_PROXY_HEALTH,
+        };
+        let netns = self.netns()?;
+        self.daemon(daemon).until(READY, "to be well", || -> Result<()> {
+            let stream = netns.connect((Ipv4Addr::LOCALHOST, port).into())?;
+            let answer = http::get(stream, "/healthz")?;
+            ensure!(answer.status == 200, "it answers {}", answer.status);
+            Ok(())
+        })
     }
 
     /// The process that keeps the mount namespace.
@@ -310,6 +328,8 @@ impl ClusterNode {
             // Nothing could fetch an image again.
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
+            // The default is in a folder of the machine's.
+            "volumePluginDir": "/var/lib/kubelet/plugins",
             "oomScoreAdj": 0,
             "resolvConf": "",
             "registerNode": true,
@@ -330,6 +350,10 @@ fn in_configuration(file: &str) -> String {
 
 /// Where the node sees its configuration.
 const CONFIGURATION: &str = "/run/kubernetes";
+
+/// Where they answer on the node itself, by default.
+const KUBELET_HEALTH: u16 = 10248;
+const KUBE_PROXY_HEALTH: u16 = 10256;
 
 const MOUNTS: &str = include_str!("node.sh");
 

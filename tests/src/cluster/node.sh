@@ -8,10 +8,14 @@ for parent in /etc /opt /var/lib /var/log; do
     mkdir -p "$own/layer$parent" "$own/work$parent"
     mount -t overlay overlay -o "lowerdir=$parent,upperdir=$own/layer$parent,workdir=$own/work$parent" "$parent"
 done
-for folder in /etc/cni/net.d /opt/cni/bin /var/lib/containerd /var/lib/kubelet /var/lib/cni /var/log/pods /var/log/containers
-do
+for folder in /etc/cni/net.d /opt/cni/bin /var/lib/cni /var/log/pods /var/log/containers; do
     mkdir -p "$own$folder" "$folder"
     mount --bind "$own$folder" "$folder"
+done
+# File systems of their own: the kubelet asks how full they are, and finds them by a device that is mounted once.
+for folder in /var/lib/containerd /var/lib/kubelet; do
+    mkdir -p "$folder"
+    mount -t tmpfs -o mode=0755 "node-$(basename "$folder")" "$folder"
 done
 
 # The kubelet demands these values of the machine's one kernel, and sets them where they differ: here it finds them set.

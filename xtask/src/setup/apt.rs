@@ -39,8 +39,8 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
     (
         Purpose::Cluster,
         Group {
-            why: "runc's filter of system calls, and modules of the kernel's",
-            packages: &["libseccomp2", "kmod"],
+            why: "a cluster: services, runc's filter of system calls, modules of the kernel's",
+            packages: &["nftables", "libseccomp2", "kmod"],
         },
     ),
     (
