@@ -110,6 +110,11 @@ impl ControlPlane {
                 "--bind-address=127.0.0.1".to_owned(),
                 "--leader-elect=false".to_owned(),
                 "--use-service-account-credentials=true".to_owned(),
+                // By default it starts its controllers at 20 questions a second, for seconds.
+                "--kube-api-qps=500".to_owned(),
+                "--kube-api-burst=1000".to_owned(),
+                // The default is in a folder of the machine's.
+                format!("--flex-volume-plugin-dir={}", place.directory().join("volumes").display()),
                 format!("--service-account-private-key-file={}", path("service-accounts.key")),
                 format!("--root-ca-file={}", path("ca.crt")),
                 format!("--cluster-signing-cert-file={}", path("ca.crt")),

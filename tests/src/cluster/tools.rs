@@ -27,6 +27,9 @@ pub const KUBERNETES: [&str; 7] = [
     "kubectl",
 ];
 
+/// The version of Kubernetes that `tests/kubernetes/go.mod` requires. The program would not know it by itself.
+const VERSION: &str = "v1.36.3";
+
 /// Debian's packages that are unpacked.
 pub const PACKAGES: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
 
@@ -74,7 +77,7 @@ impl Tools {
     /// The folder of Kubernetes' one program. Its name follows from the sources, so that others are never taken for it.
     pub fn kubernetes_folder(&self) -> PathBuf {
         let mut hash = Sha256::new();
-        for source in [MAIN, SUMS] {
+        for source in [MAIN, SUMS, &self.kubernetes_link_flags()] {
             hash.update(source);
         }
         let mut key = String::new();
@@ -83,6 +86,17 @@ impl Tools {
             let _ = write!(key, "{byte:02x}");
         }
         self.cache.join("kubernetes").join(key)
+    }
+
+    /// What `go build` is to tell the linker about Kubernetes' one program: no debug information, and the version.
+    pub fn kubernetes_link_flags(&self) -> String {
+        let mut numbers = VERSION.trim_start_matches('v').split('.');
+        let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        let package = "k8s.io/component-base/version";
+        format!(
+            "-s -w -X {package}.gitVersion={VERSION} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} \
+             -X {package}.gitTreeState=clean -X {package}.gitCommit=unknown -X {package}.buildDate=1970-01-01T00:00:00Z"
+        )
     }
 
     /// One of [`KUBERNETES`].
@@ -153,3 +167,19 @@ impl Tools {
 /// The sources of Kubernetes' one program.
 const MAIN: &str = include_str!("../../kubernetes/main.go");
 const SUMS: &str = include_str!("../../kubernetes/go.sum");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_is_built() {
+        let required = include_str!("../../kubernetes/go.mod");
+        assert!(
+            required.lines().any(|line| line.trim() == format!("k8s.io/kubernetes {VERSION}")),
+            "{VERSION}"
+        );
+        let flags = Tools::of(Path::new("/")).kubernetes_link_flags();
+        assert!(flags.contains("gitVersion=v1.36.3") && flags.contains("gitMinor=36"), "{flags}");
+    }
+}

@@ -29,7 +29,7 @@ pub(super) fn obtain() -> Result<bool> {
     }
     let kubernetes = tools.kubernetes_folder();
     if !kubernetes.is_dir() {
-        build_kubernetes(&Go::obtain()?, &kubernetes)?;
+        build_kubernetes(&Go::obtain()?, &tools)?;
         obtained = true;
     }
     for (name, module, version) in GO_PROGRAMS {
@@ -43,19 +43,21 @@ pub(super) fn obtain() -> Result<bool> {
 }
 
 /// Builds the one program, and gives it its names.
-fn build_kubernetes(go: &Go, folder: &Path) -> Result<()> {
+fn build_kubernetes(go: &Go, tools: &Tools) -> Result<()> {
     println!("cluster: building Kubernetes (tests/kubernetes) with Go; from nothing that takes some minutes");
     let start = Instant::now();
-    let partial = fresh(folder)?;
+    let folder = tools.kubernetes_folder();
+    let partial = fresh(&folder)?;
     let program = partial.join("kubernetes");
     let mut build = go.command();
     build.current_dir(layout::root().join("tests/kubernetes"));
-    build.args(["build", "-trimpath", "-ldflags=-s -w", "-mod=readonly", "-o"]).arg(&program).arg(".");
+    build.args(["build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags"]);
+    build.arg(tools.kubernetes_link_flags()).arg("-o").arg(&program).arg(".");
     command::run(&mut build)?;
     for name in KUBERNETES {
         symlink("kubernetes", partial.join(name)).with_context(|| format!("a link for {name}"))?;
     }
-    finish(&partial, folder, start)
+    finish(&partial, &folder, start)
 }
 
 /// Builds a program of a Go module.
