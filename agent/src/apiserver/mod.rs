@@ -3,12 +3,16 @@
 //! Owns the client's configuration and what several components need of the API server alike. Does not own what they ask
 //! it for: watches are `control`'s, token reviews `ca_server`'s.
 
+pub mod lease;
+
 use std::{path::Path, time::Duration};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+
+pub use self::lease::Lease;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
