@@ -16,7 +16,9 @@ mod manifests;
 mod policies;
 mod publish;
 
-pub use convert::{Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity, Topic};
+pub use convert::{
+    Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity, Topic, enrollment_of,
+};
 pub use field::{FieldPath, Invalid};
 pub use index::Index;
 pub use lint::{Code, Finding, lint};

@@ -19,7 +19,7 @@ use k8s_openapi::{
 use serde_json::Value;
 
 use super::{FieldPath, Invalid};
-use crate::mesh::{self, TrustDomain};
+use crate::mesh::{self, Enrollment, TrustDomain};
 
 pub use policy::{PolicyNotice, Severity, Topic};
 
@@ -164,6 +164,18 @@ impl Record {
     pub fn key(&self) -> &Key {
         &self.key
     }
+}
+
+/// Returns whether a pod is to be in the mesh, by its own object and its namespace's, for whoever cannot wait for the
+/// snapshot.
+///
+/// # Errors
+/// Where the pod has no name, or a label of either cannot mean anything.
+pub fn enrollment_of(pod: &Pod, namespace: &Namespace, settings: &Settings) -> Result<Enrollment, Invalid> {
+    let key = Key::new(Kind::Pod, &pod.metadata)?;
+    let namespace = NamespaceLabels::read(namespace.metadata.labels.as_ref())?;
+    let spec = pod.spec.clone().unwrap_or_default();
+    Ok(pod::pod_labels(pod, &spec, &key, settings)?.enrollment(namespace))
 }
 
 impl Object {

@@ -52,7 +52,13 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
     Ok(Some(PodRecord { workload, labels: pod_labels }))
 }
 
-fn pod_labels(pod: &Pod, spec: &PodSpec, key: &Key, settings: &Settings) -> Result<PodLabels, Invalid> {
+/// Reads what a pod itself says about its enrolment.
+pub(super) fn pod_labels(
+    pod: &Pod,
+    spec: &PodSpec,
+    key: &Key,
+    settings: &Settings,
+) -> Result<PodLabels, Invalid> {
     let labels = pod.metadata.labels.as_ref();
     let annotated = |name| annotation(pod, name).is_some();
     let is_agent = key.namespace == settings.root_namespace

@@ -333,3 +333,26 @@ fn what_cannot_be_is_refused_with_its_field() {
     slice(json!({"endpoints": [{"addresses": ["127.0.0.1"]}]}), "endpoints[0].addresses[0]");
     slice(json!({"ports": [{"port": 70000}]}), "ports[0].port");
 }
+
+#[test]
+fn enrolment_can_be_asked_of_a_pod_and_its_namespace_alone() {
+    let settings = Settings {
+        trust_domain: "cluster.local".parse().unwrap(),
+        root_namespace: "culvert-system".to_owned(),
+        readiness: Readiness::Annotation,
+    };
+    let check = |pod: Value, namespace: Value| {
+        let pod = serde_json::from_value(object("Pod", pod)).unwrap();
+        let namespace = json!({"metadata": {"name": "shop", "labels": namespace}});
+        enrollment_of(&pod, &serde_json::from_value(namespace).unwrap(), &settings)
+    };
+    let enabled = || json!({"culvert.dev/mesh": "enabled"});
+    assert_eq!(check(json!({}), enabled()), Ok(Enrollment::Enrolled));
+    assert_eq!(check(json!({}), json!({})), Ok(Enrollment::Not(NotEnrolled::NoLabel)));
+    let host = json!({"spec": {"hostNetwork": true, "containers": []}});
+    assert_eq!(check(host, enabled()), Ok(Enrollment::Not(NotEnrolled::HostNetwork)));
+    let out = json!({"metadata": {"labels": {"culvert.dev/mesh": "disabled"}}});
+    assert_eq!(check(out, enabled()), Ok(Enrollment::Not(NotEnrolled::OptedOut)));
+    let error = check(json!({}), json!({"culvert.dev/mesh": "yes"})).unwrap_err();
+    assert!(error.to_string().contains("yes"), "{error}");
+}
