@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod certs;
 mod cleanup;
+mod crds;
 mod policy;
 mod socket;
 mod status;
@@ -35,6 +36,8 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Test policies, find what is odd in them, and explain what they say.
     Policy(policy::PolicyArgs),
+    /// Print the definitions of the kinds of policy, for the API server.
+    Crds(crds::CrdsArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -52,6 +55,7 @@ impl Cli {
             Command::Ca(args) => ca::run(args),
             Command::Certs(args) => return certs::run(&args),
             Command::Policy(args) => return Ok(policy::run(&args)),
+            Command::Crds(_) => crds::run(),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         }?;
