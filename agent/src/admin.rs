@@ -16,9 +16,10 @@ use axum::{
     extract::{Query, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
     serve::Listener,
 };
+use futures_util::future::BoxFuture;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -46,6 +47,8 @@ pub struct Admin {
     pub certificates: Page,
     /// What the policies say of a connection.
     pub explain: Explain,
+    /// Which of several processes of one node this is; empty where nobody needs to tell them apart.
+    pub instance: String,
 }
 
 /// Something that is shown as JSON.
@@ -55,6 +58,9 @@ pub type Page = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
 /// question.
 pub type Explain = Box<dyn Fn(&Question) -> Result<serde_json::Value, String> + Send + Sync>;
 
+/// Hands the node over to a successor, or says why not.
+pub type HandOver = Box<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
 /// The ends of a connection, as people write them.
 #[derive(Debug, serde::Deserialize)]
 pub struct Question {
@@ -62,6 +68,13 @@ pub struct Question {
     pub from: String,
     /// To whom, with the port.
     pub to: String,
+}
+
+/// Of whom readiness is asked.
+#[derive(Debug, Default, serde::Deserialize)]
+struct Asked {
+    /// The instance that is meant: while two agents of a node run, one of them answers.
+    instance: Option<String>,
 }
 
 /// Connections that may be open at once on each of the two listeners.
@@ -77,12 +90,14 @@ impl Admin {
     }
 
     /// Serves everything, on a socket for root alone.
-    pub async fn serve_private(self: Arc<Self>, listener: UnixListener) {
+    pub async fn serve_private(self: Arc<Self>, listener: UnixListener, hand_over: HandOver) {
+        let hand_over = Arc::new(hand_over);
         let private = Router::new()
             .route("/config_dump", get(dump))
             .route("/certs", get(certificates))
             .route("/policy/explain", get(explain))
-            .with_state(self.clone());
+            .with_state(self.clone())
+            .route("/handover", post(move || succeed(Arc::clone(&hand_over))));
         serve(self.public().merge(private), listener).await;
     }
 
@@ -145,9 +160,13 @@ where
     }
 }
 
-async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+async fn ready(State(admin): State<Arc<Admin>>, Query(asked): Query<Asked>) -> impl IntoResponse {
     let mut text = String::new();
     let mut status = StatusCode::OK;
+    if asked.instance.is_some_and(|meant| meant != admin.instance) {
+        status = StatusCode::SERVICE_UNAVAILABLE;
+        text.push_str("WAIT instance: another agent of the node answers; this one has not taken over yet\n");
+    }
     for (name, check) in &admin.checks {
         let (mark, detail) = match check() {
             Ok(detail) => ("ok  ", detail),
@@ -192,6 +211,10 @@ async fn explain(State(admin): State<Arc<Admin>>, Query(question): Query<Questio
         Ok(Err(wrong)) => (StatusCode::BAD_REQUEST, wrong + "\n").into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn succeed(hand_over: Arc<HandOver>) -> impl IntoResponse {
+    hand_over().await.map_err(|why| (StatusCode::CONFLICT, why + "\n"))
 }
 
 /// Makes a page on a thread that may compute: the chains of thousands of certificates are verified for it.

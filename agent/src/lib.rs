@@ -23,17 +23,14 @@ pub mod sandbox;
 pub mod shutdown;
 
 mod report;
+mod succession;
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    capture::Capture,
     cli::AgentArgs,
     control::{
         Control,
@@ -65,20 +62,6 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let pool = Pool::new(hbone::PoolConfig::default());
     pool.handshakes().register(&mut registry);
 
-    // The kernel's side first: where an agent of this node runs already, nothing else must be touched.
-    let capture = Arc::new(Capture::load(&capture::Config {
-        node: args.node.clone(),
-        bpffs: args.bpffs.clone(),
-        pod_ranges: args.pod_ranges.clone(),
-    })?);
-    tokio::spawn(capture.clone().follow_pod_cgroups());
-    let admin_listener = TcpListener::bind(args.admin)
-        .await
-        .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;
-    let socket = args.socket.clone().unwrap_or_else(|| default_socket(&args.node));
-    let socket_listener = admin::bind_private(&socket)
-        .with_context(|| format!("binding the agent's socket {} (--socket)", socket.display()))?;
-
     let api_server = match args.kube {
         true => Some(apiserver::connect(args.kubeconfig.as_deref()).await.context("--kube")?),
         false => None,
@@ -92,6 +75,22 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     .context("reading the objects of the mesh")?;
     control.register(&mut registry);
     let mesh = control.snapshots();
+
+    // Before anything else of the node is touched: where an agent of it runs already, nothing must be.
+    let socket = args.socket.clone().unwrap_or_else(|| default_socket(&args.node));
+    if args.take_over {
+        // What is not known yet the agent that has the node serves better.
+        control.complete().await;
+        succession::fetch_certificates(&args.node, &mesh.borrow().clone(), &svids).await;
+    }
+    let capture = Arc::new(succession::take_node(&args, &socket).await?);
+    tokio::spawn(capture.clone().follow_pod_cgroups());
+    let admin_listener = succession::bind_admin(&args)
+        .await
+        .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;
+    let socket_listener = admin::bind_private(&socket)
+        .with_context(|| format!("binding the agent's socket {} (--socket)", socket.display()))?;
+
     let metrics = proxy::Metrics::register(&mut registry);
     let config = proxy::Config {
         access_log: args.access_log,
@@ -103,7 +102,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
     let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), svids.clone());
 
-    let state = report::State::new(&args.node, &trust_domain, shutdown.clone());
+    let state = report::State::new(&args.node, &trust_domain, shutdown.clone(), &args.instance);
     let report = report::Sources {
         state: state.clone(),
         mesh: mesh.clone(),
@@ -116,15 +115,16 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         proxy: context.clone(),
     };
     let admin = Arc::new(report.into_admin(registry));
-    tokio::spawn(admin.clone().serve_public(admin_listener));
-    tokio::spawn(admin.serve_private(socket_listener));
+    let hand_over = succession::hand_over(enroller.handover(), &shutdown);
+    tokio::spawn(succession::until_handed_over(shutdown.clone(), admin.clone().serve_public(admin_listener)));
+    tokio::spawn(admin.serve_private(socket_listener, hand_over));
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
 
     let (begun, reports) = tokio::sync::watch::channel(None);
     if let Some(connection) = api_server {
         let reporter = control::kube::Reporter::new(connection.client, &args.node, mesh.clone(), reports);
-        tokio::spawn(reporter.run());
+        tokio::spawn(succession::until_handed_over(shutdown.clone(), reporter.run()));
     }
     let enrolling = enroll(enroller, (control.complete(), mesh), state, begun);
     let outcome = until_signal(enrolling, &shutdown).await;
@@ -136,7 +136,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         context.flush_log();
         tracing::info!("the agent has ended");
     }
-    drop(std::fs::remove_file(&socket));
+    if !shutdown.succeeded().is_cancelled() {
+        drop(std::fs::remove_file(&socket));
+    }
     outcome
 }
 

@@ -44,11 +44,13 @@ pub(crate) struct State {
     trust_domain: TrustDomain,
     started: Arc<AtomicBool>,
     shutdown: Shutdown,
+    instance: String,
 }
 
 impl State {
-    pub(crate) fn new(node: &str, trust_domain: &TrustDomain, shutdown: Shutdown) -> Self {
-        Self { node: node.to_owned(), trust_domain: trust_domain.clone(), started: Arc::default(), shutdown }
+    pub(crate) fn new(node: &str, trust_domain: &TrustDomain, shutdown: Shutdown, instance: &str) -> Self {
+        let (node, trust_domain, instance) = (node.to_owned(), trust_domain.clone(), instance.to_owned());
+        Self { node, trust_domain, started: Arc::default(), shutdown, instance }
     }
 
     /// Notes that the pods of the first snapshot are enrolled.
@@ -64,9 +66,10 @@ impl State {
     }
 
     fn check_running(&self) -> Result<String, String> {
-        match self.shutdown.drain().is_cancelled() {
-            false => Ok("taking connections".to_owned()),
-            true => Err("draining".to_owned()),
+        match (self.shutdown.drain().is_cancelled(), self.shutdown.succeeded().is_cancelled()) {
+            (false, false) => Ok("taking connections".to_owned()),
+            (false, true) => Err("the node has been handed over to another agent".to_owned()),
+            (true, _) => Err("draining".to_owned()),
         }
     }
 }
@@ -134,7 +137,16 @@ impl Sources {
             let answer = Answer::find(&question.from, &question.to, &snapshot);
             answer.map(|answer| json!(answer)).map_err(|error| error.to_string())
         });
-        Admin { registry, checks, notes, dump: Box::new(move || self.dump()), certificates, explain }
+        let instance = self.state.instance.clone();
+        Admin {
+            registry,
+            checks,
+            notes,
+            dump: Box::new(move || self.dump()),
+            certificates,
+            explain,
+            instance,
+        }
     }
 
     /// Everything the agent knows, without key material.

@@ -1,4 +1,5 @@
-//! How the agent ends: first `drain` (take nothing new, let what runs finish), then `abort` (end what still runs).
+//! How the agent ends: first `drain` (take nothing new, let what runs finish), then `abort` (end what still runs). Before
+//! that it may have handed the node over to a successor (`succeeded`).
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio_util::{
 pub struct Shutdown {
     drain: CancellationToken,
     abort: CancellationToken,
+    succeeded: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -24,6 +26,11 @@ impl Shutdown {
     /// Returns the token that is cancelled when the grace period is over.
     pub fn abort(&self) -> &CancellationToken {
         &self.abort
+    }
+
+    /// Returns the token that is cancelled when the node has been handed over to a successor.
+    pub fn succeeded(&self) -> &CancellationToken {
+        &self.succeeded
     }
 
     /// Returns the tracker of the tasks that own a connection.

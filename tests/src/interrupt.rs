@@ -100,7 +100,7 @@ fn watch(read: OwnedFd) {
         }
         drop(state);
         CLOSING.store(true, Ordering::SeqCst);
-        eprintln!("\ninterrupted: removing namespaces, agents and pins …");
+        eprintln!("\ninterrupted: removing namespaces, processes and pins …");
         registry::remove_all();
         end_by(i32::from(signal[0]));
     }

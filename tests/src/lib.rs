@@ -27,8 +27,10 @@ mod access_log;
 mod agent;
 mod capture;
 mod certificate;
+pub mod cluster;
 mod files;
 pub mod http;
+pub mod image;
 mod interrupt;
 mod ip;
 pub mod manifest;
@@ -51,6 +53,7 @@ pub use self::{
     agent::{Agent, AgentBuilder, culvert},
     capture::{Capture, Captured},
     certificate::{CertificateBuilder, Credentials},
+    cluster::{Cluster, ClusterConfig, ClusterNode, ControlPlane, NodeDaemon},
     interrupt::wait_for_interrupt,
     mesh::{Mesh, MeshBuilder},
     metrics::{Metrics, Sample},

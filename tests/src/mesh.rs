@@ -19,7 +19,8 @@ use crate::{
     ip::batch,
     manifest::{MESH_LABEL, NamespaceManifest, PodManifest, ServiceManifest},
     node::{WIRE, quick_addresses},
-    registry, service,
+    registry::{self, Live},
+    service,
     teardown::Traces,
 };
 
@@ -217,7 +218,7 @@ impl MeshBuilder {
         let traces = Traces::claim()?;
         let (name, directory) = (traces.name().to_owned(), traces.directory().to_owned());
         // From here on an error below removes what is there already.
-        registry::add(traces);
+        registry::add(Live::Mesh(traces));
         let made = self.make(&name, directory);
         if made.is_err()
             && let Some(traces) = registry::take(&name)

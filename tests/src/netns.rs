@@ -56,6 +56,12 @@ impl NetNs {
         Ok(Self { path, file })
     }
 
+    /// A namespace that has a name already, by its path under `/run/netns`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening the namespace {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), file: Arc::new(file) })
+    }
+
     /// The file on which the namespace is mounted.
     pub fn path(&self) -> &Path {
         &self.path

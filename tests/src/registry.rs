@@ -1,26 +1,49 @@
-//! The meshes of this process that live, for the interrupt handler.
+//! The meshes and clusters of this process that live, for the interrupt handler.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::teardown::Traces;
+use crate::{cluster::Remains, teardown::Traces};
 
-static LIVE: Mutex<Vec<Traces>> = Mutex::new(Vec::new());
+static LIVE: Mutex<Vec<Live>> = Mutex::new(Vec::new());
 
-pub(crate) fn add(traces: Traces) {
-    LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(traces);
+/// Something that must be removed from the machine before the process ends.
+pub(crate) enum Live {
+    Mesh(Traces),
+    Cluster(Remains),
 }
 
-/// Forgets a mesh; false where the interrupt handler took it first.
-pub(crate) fn take(name: &str) -> Option<Traces> {
+impl Live {
+    fn name(&self) -> &str {
+        match self {
+            Self::Mesh(traces) => traces.name(),
+            Self::Cluster(remains) => remains.name(),
+        }
+    }
+
+    /// Removes all of it.
+    pub(crate) fn remove(self) {
+        match self {
+            Self::Mesh(traces) => traces.remove(),
+            Self::Cluster(remains) => remains.remove(),
+        }
+    }
+}
+
+pub(crate) fn add(live: Live) {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(live);
+}
+
+/// Forgets a mesh or a cluster; nothing where the interrupt handler took it first.
+pub(crate) fn take(name: &str) -> Option<Live> {
     let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-    let at = live.iter().position(|traces| traces.name() == name)?;
+    let at = live.iter().position(|live| live.name() == name)?;
     Some(live.swap_remove(at))
 }
 
-/// Removes every live mesh. The lock is held all the while, so that a mesh dropped meanwhile waits for its end.
+/// Removes everything. The lock is held all the while, so that a mesh dropped meanwhile waits for its end.
 pub(crate) fn remove_all() {
     let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
-    for traces in live.drain(..) {
-        traces.remove();
+    for one in live.drain(..) {
+        one.remove();
     }
 }

@@ -19,10 +19,10 @@ use nix::{
 use crate::{agent, netns, wait::try_eventually};
 
 /// Where agents pin what must outlive them (the agent's default; one directory a node name).
-const PINS: &str = "/sys/fs/bpf/culvert";
+pub(crate) const PINS: &str = "/sys/fs/bpf/culvert";
 
 /// Where agents have their lock and socket (the agent's default; the files' names begin with the node's).
-const RUN: &str = "/run/culvert";
+pub(crate) const RUN: &str = "/run/culvert";
 
 /// The file whose lock says that the mesh's process lives. A lock, unlike a process id, is never used again.
 const LOCK: &str = "lock";
@@ -122,7 +122,7 @@ fn prefix() -> String {
     std::env::var("LAB_PREFIX").unwrap_or_else(|_| "lab".to_owned())
 }
 
-fn report(result: Result<()>) {
+pub(crate) fn report(result: Result<()>) {
     if let Err(error) = result {
         eprintln!("lab: while cleaning up: {error:#}");
     }
@@ -147,7 +147,7 @@ fn names_with_traces() -> Result<HashSet<String>> {
     Ok(names)
 }
 
-fn entries_with_prefix(directory: &Path, prefix: &str) -> Vec<PathBuf> {
+pub(crate) fn entries_with_prefix(directory: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     entries
         .flatten()
@@ -157,7 +157,7 @@ fn entries_with_prefix(directory: &Path, prefix: &str) -> Vec<PathBuf> {
 }
 
 /// Kills what runs in the namespaces, this process excepted, and waits until it is gone.
-fn end_processes(namespaces: &[PathBuf]) -> Result<()> {
+pub(crate) fn end_processes(namespaces: &[PathBuf]) -> Result<()> {
     let inodes: HashSet<(u64, u64)> = namespaces
         .iter()
         .filter_map(|path| fs::metadata(path).ok())
@@ -180,7 +180,7 @@ fn end_processes(namespaces: &[PathBuf]) -> Result<()> {
 
 /// Whether the process is gone or a zombie without threads. A thread that is still ending holds its descriptors, and with
 /// them the lock on its agent's pins, when the first thread has left its namespace already.
-fn has_ended(pid: Pid) -> bool {
+pub(crate) fn has_ended(pid: Pid) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
     let zombie = field("State:").is_some_and(|state| state.starts_with(['Z', 'X']));
@@ -203,7 +203,7 @@ fn processes_in(namespaces: &HashSet<(u64, u64)>) -> Vec<Pid> {
 }
 
 /// Lets the agent's own command remove a node's pins; where that cannot be, removes the files, which detaches as well.
-fn remove_pins(pins: &Path) -> Result<()> {
+pub(crate) fn remove_pins(pins: &Path) -> Result<()> {
     let node = pins.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if let Ok(binary) = agent::culvert() {
         let _ = std::process::Command::new(binary).args(["cleanup", "--node", node]).output();

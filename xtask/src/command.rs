@@ -106,7 +106,7 @@ impl Root {
         if probe(Command::new("sudo").arg("--version")).is_none() {
             bail!("{purpose} needs root, and there is no sudo: {advice}");
         }
-        println!("{purpose} needs root; sudo is used for that alone.");
+        eprintln!("{purpose} needs root; sudo is used for that alone.");
         let mut sudo = Command::new("sudo");
         if !std::io::stdin().is_terminal() {
             sudo.arg("--non-interactive");

@@ -5,6 +5,7 @@
 
 mod alerts;
 mod build;
+mod cluster;
 mod command;
 mod debian;
 mod demo;
@@ -34,6 +35,8 @@ enum Task {
     Build(build::Options),
     /// Show the mesh at work: two nodes, six pods, real programs, and what it costs
     Demo(demo::Options),
+    /// A Kubernetes cluster of two nodes on this machine: bring it up, look into it, take it down
+    Cluster(cluster::Options),
     /// Check the rules of the house: imports, module headers, leftovers
     Tidy,
     /// Check formatting, clippy, the alerts, dependencies' licences and advisories, and `tidy`
@@ -62,6 +65,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Setup => setup::run(setup::Purpose::Test),
         Task::Build(options) => build::run(&options),
         Task::Demo(options) => demo::run(&options),
+        Task::Cluster(options) => cluster::run(&options),
         Task::Tidy => tidy::run(),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),

@@ -3,6 +3,7 @@
 //! Owns the client's configuration and what several components need of the API server alike. Does not own what they ask
 //! it for: watches are `control`'s, token reviews `ca_server`'s.
 
+pub mod lease;
 mod traffic;
 
 use std::{fmt, path::Path, time::Duration};
@@ -13,7 +14,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-pub use traffic::{Traffic, Watch};
+pub use self::{
+    lease::Lease,
+    traffic::{Traffic, Watch},
+};
 
 /// A client, and what goes over it.
 #[derive(Clone)]

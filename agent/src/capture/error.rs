@@ -16,7 +16,7 @@ pub enum Error {
     Cgroup(String),
     /// Another process holds the node's lock.
     #[error(
-        "another agent of node {node:?} is running (it holds {path}); stop it first, or give this one another --node"
+        "another agent of node {node:?} is running (it holds {path}); stop it first, give this one another --node, or have it take over (--take-over)"
     )]
     Busy {
         /// The node's name.
@@ -24,6 +24,11 @@ pub enum Error {
         /// The lock file.
         path: PathBuf,
     },
+    /// The node was handed over to a successor that has ended.
+    #[error(
+        "the agent that this one handed the node over to has ended: start an agent again, which takes over what is there"
+    )]
+    Orphaned,
     /// A file, directory or mount could not be made or read.
     #[error("{path}: {what}: {source}")]
     Pin {
@@ -99,6 +104,7 @@ impl Error {
             Self::Netns { .. } | Self::Refused { .. } => Reason::PodGone,
             Self::Cgroup(_)
             | Self::Busy { .. }
+            | Self::Orphaned
             | Self::Pin { .. }
             | Self::Load(_)
             | Self::Program { .. }

@@ -39,7 +39,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -84,8 +84,8 @@ pub struct Capture {
     /// The network namespace of the agent itself, which is never enrolled.
     host: NetNs,
     cgroup: cgroup::Root,
-    /// Held as long as the agent lives: one writer.
-    _lock: Lock,
+    /// Held until the agent ends or hands the node over: one writer.
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Capture {
@@ -106,8 +106,25 @@ impl Capture {
         tables.node().set_cgroups(&cgroup.pods())?;
         tables.set_ranges(&config.pod_ranges)?;
         let slots = Slots::adopt(&tables)?;
-        pins.remove_pod_links_except(&slots.netns())?;
-        Ok(Self { pins, tables: Arc::new(tables), slots, host, cgroup, _lock: lock })
+        pins.remove_pods_except(&slots.netns())?;
+        let (tables, lock) = (Arc::new(tables), Mutex::new(Some(lock)));
+        Ok(Self { pins, tables, slots, host, cgroup, lock })
+    }
+
+    /// Leaves the node to a successor, which [`Self::load`]s from now on: nothing here writes to the kernel any more. What
+    /// the kernel steers to this agent still comes here, until the successor has put its own listeners in their place.
+    pub fn hand_over(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Returns whether the node has been left to a successor.
+    pub fn is_handed_over(&self) -> bool {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Returns whether no agent has the node: it has been handed over, and the successor has ended.
+    pub fn is_orphaned(&self, node: &str) -> bool {
+        self.is_handed_over() && Lock::acquire(node).is_ok()
     }
 
     /// Makes the kernel treat exactly these destinations as told; what is new is added before what is old goes.
@@ -155,6 +172,9 @@ impl Capture {
     pub async fn follow_pod_cgroups(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_FOR_CGROUPS).await;
+            if self.is_handed_over() {
+                return;
+            }
             let capture = Arc::clone(&self);
             // Reading directories may wait.
             let found = tokio::task::spawn_blocking(move || capture.find_pod_cgroups());

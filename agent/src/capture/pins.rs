@@ -59,10 +59,19 @@ impl Pins {
         self.layout.join(format!("pod-{netns}"))
     }
 
-    /// Removes the links of pods whose enrolment an earlier agent did not live to finish.
-    pub(super) fn remove_pod_links_except(&self, enrolled: &[u64]) -> Result<(), Error> {
+    /// Returns where the map of the handshakes of a pod is pinned, which its copies of the program have in common: one that
+    /// takes the place of another finds what is under way.
+    pub(super) fn pod_handshakes(&self, netns: u64) -> PathBuf {
+        self.layout.join(format!("handshakes-{netns}"))
+    }
+
+    /// Removes what is pinned for pods whose enrolment an earlier agent did not live to finish.
+    pub(super) fn remove_pods_except(&self, enrolled: &[u64]) -> Result<(), Error> {
         for path in entries(&self.layout)? {
-            let netns = path.file_name().and_then(|name| name.to_str()?.strip_prefix("pod-")?.parse().ok());
+            let netns = path.file_name().and_then(|name| {
+                let name = name.to_str()?;
+                name.strip_prefix("pod-").or_else(|| name.strip_prefix("handshakes-"))?.parse().ok()
+            });
             if netns.is_some_and(|netns| !enrolled.contains(&netns)) {
                 remove(&path)?;
             }

@@ -177,7 +177,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses; [`Capture::forget_others`] then finishes what is left.
     pub fn unenroll(&self) -> Result<(), Error> {
-        if self.released.swap(true, Ordering::AcqRel) {
+        if self.released.swap(true, Ordering::AcqRel) || self.capture.is_handed_over() {
             return Ok(());
         }
         let removed = remove(&self.capture, self.netns.cookie(), self.slot);
@@ -198,11 +198,15 @@ impl PodCapture {
 
     /// Takes the listeners from where `sk_lookup` finds them: new connections are refused from now on, and what waits in
     /// the queues can still be accepted. To be called on the way out, before the listeners are closed: closing resets
-    /// what waits. The other entries stay, and fail closed.
+    /// what waits. The other entries stay, and fail closed. Those of a node that has been handed over are the
+    /// successor's.
     ///
     /// # Errors
     /// Where the kernel refuses.
     pub fn drain(&self) -> Result<(), Error> {
+        if self.capture.is_handed_over() {
+            return Ok(());
+        }
         (0..listener::COUNT).try_for_each(|which| self.capture.tables.clear_listener(self.slot, which))
     }
 
@@ -256,6 +260,7 @@ fn start(
 pub(super) fn remove(capture: &Capture, netns: u64, slot: u32) -> Result<(), Error> {
     capture.tables.expel(netns)?;
     pins::remove(&capture.pins.pod_link(netns))?;
+    pins::remove(&capture.pins.pod_handshakes(netns))?;
     capture.tables.forget(netns, slot)
 }
 

@@ -38,7 +38,7 @@ const POD_PROGRAM: &str = "culvert_lookup";
 /// Loads the programs of the node and attaches them to the cgroup root, or puts them in the place of those that an
 /// earlier agent attached.
 pub(super) fn load(pins: &Pins, cgroup: &File, host: &NetNs) -> Result<Tables, Error> {
-    let mut ebpf = object(pins, Place { slot: u32::MAX, netns: 0, host: host.cookie() })?;
+    let mut ebpf = object(pins, Place { slot: u32::MAX, netns: 0, host: host.cookie() }, None)?;
     for name in NODE_PROGRAMS {
         let program = ebpf.program_mut(name).expect("build.rs has built this program");
         load_one(program).map_err(Error::program(name))?;
@@ -48,8 +48,8 @@ pub(super) fn load(pins: &Pins, cgroup: &File, host: &NetNs) -> Result<Tables, E
     Tables::new(&mut ebpf)
 }
 
-/// Loads a copy of the pod program for one slot, with a map of handshakes for both it and the node's programs, and
-/// attaches it to the pod's namespace, or puts it in the place of the one that an earlier agent attached.
+/// Loads a copy of the pod program for one slot, with a map of handshakes for both it and the node's programs, the one of
+/// the copy before where there is one, and attaches it to the pod's namespace, or puts it in the place of the one that an earlier agent attached.
 pub(super) fn attach_pod(
     pins: &Pins,
     tables: &Tables,
@@ -57,7 +57,9 @@ pub(super) fn attach_pod(
     netns: &NetNs,
     slot: u32,
 ) -> Result<(), Error> {
-    let mut ebpf = object(pins, Place { slot, netns: netns.cookie(), host: host.cookie() })?;
+    let handshakes = pins.pod_handshakes(netns.cookie());
+    let place_of = Place { slot, netns: netns.cookie(), host: host.cookie() };
+    let mut ebpf = object(pins, place_of, Some(&handshakes))?;
     let program = ebpf.program_mut(POD_PROGRAM).expect("build.rs has built this program");
     load_one(program).map_err(Error::program(POD_PROGRAM))?;
     tables.set_handshakes(netns.cookie(), &tables::take(&mut ebpf, maps::OWN_HANDSHAKES)?)?;
@@ -76,8 +78,8 @@ struct Place {
     host: u64,
 }
 
-/// Parses the object and makes its maps, or opens those that are pinned.
-fn object(pins: &Pins, Place { slot, netns, host }: Place) -> Result<Ebpf, Error> {
+/// Parses the object and makes its maps, or opens those that are pinned; a pod's copy also the pod's map of handshakes.
+fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&Path>) -> Result<Ebpf, Error> {
     let supported =
         |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
@@ -91,6 +93,9 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place) -> Result<Ebpf, Error
         .override_global("HAS_MPTCP_SOCK", &mptcp_sock, true);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.map(name));
+    }
+    if let Some(path) = handshakes {
+        loader.map_pin_path(maps::OWN_HANDSHAKES, path);
     }
     let loaded = loader.load(OBJECT);
     // It has parsed the kernel's whole BTF, some 20 MB, which malloc would keep.

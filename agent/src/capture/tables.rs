@@ -121,7 +121,7 @@ impl Tables {
         lock(&self.pods).iter().collect::<Result<_, _>>().map_err(Error::map(maps::PODS))
     }
 
-    /// Gives a pod its own, empty map of handshakes; those that were under way are refused.
+    /// Gives a pod its own map of handshakes; those that were under way in another are refused.
     pub(super) fn set_handshakes(&self, netns: u64, own: &Handshakes) -> Result<(), Error> {
         lock(&self.handshakes).insert(netns, own, 0).map_err(Error::map(maps::HANDSHAKES))
     }

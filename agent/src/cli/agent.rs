@@ -95,6 +95,16 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 
+    /// Take over from an agent of the same node that runs: it hands over its place in the kernel once this one knows the
+    /// mesh, and then finishes what it carries. No connection is refused in between. Without this a second agent refuses to
+    /// start.
+    #[arg(long, env = "CULVERT_TAKE_OVER")]
+    pub take_over: bool,
+
+    /// Tells this process from another one of the node, for `culvert ready`: the uid of its pod.
+    #[arg(long, env = "CULVERT_INSTANCE", value_name = "NAME", default_value = "")]
+    pub instance: String,
+
     /// Where the BPF file system is; it is mounted there where it is not.
     #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,

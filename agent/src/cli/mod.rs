@@ -7,7 +7,8 @@ mod certs;
 mod cleanup;
 mod crds;
 mod policy;
-mod socket;
+mod ready;
+pub(crate) mod socket;
 mod status;
 mod vault;
 
@@ -38,6 +39,8 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// Print the definitions of the kinds of policy, for the API server.
     Crds(crds::CrdsArgs),
+    /// Tell by the exit status whether the agent of this node is ready.
+    Ready(ready::ReadyArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
     /// Remove every program, map, link and file that Culvert put on this node.
@@ -56,6 +59,7 @@ impl Cli {
             Command::Certs(args) => return certs::run(&args),
             Command::Policy(args) => return Ok(policy::run(&args)),
             Command::Crds(_) => crds::run(),
+            Command::Ready(args) => return ready::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         }?;

@@ -58,16 +58,22 @@ fn only_socket() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Asks the agent for a path and returns the answer's body. The agent closes the connection after it (HTTP/1.0 style),
-/// so that no HTTP client is needed here.
+/// Asks the agent for a path and returns the answer's body.
 pub(super) fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
+    Ok(request(socket, "GET", path)?.1)
+}
+
+/// Sends the agent a request and returns the answer's status and body. The agent closes the connection after it (HTTP/1.0
+/// style), so that no HTTP client is needed here.
+pub(crate) fn request(socket: &Path, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| {
         format!("no agent answers at {}: does it run, and are you root?", socket.display())
     })?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: culvert\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: culvert\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("the agent's answer broke off")?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("the agent's answer is not HTTP")?;
-    Ok(body.to_owned())
+    let (head, body) = answer.split_once("\r\n\r\n").context("the agent's answer is not HTTP")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.context("the agent's answer has no status")?, body.to_owned()))
 }

@@ -9,6 +9,7 @@
 //! The kernel's maps are derived from the snapshot, never the truth; a pod that cannot be enrolled is tried again, and
 //! until then stays as it is: what an earlier agent captured stays captured, and fails closed.
 
+mod handover;
 mod member;
 mod status;
 
@@ -32,6 +33,7 @@ use crate::{
 };
 use member::{Gone, Member, end, inode};
 
+pub use handover::{Handover, NotHandedOver};
 pub use status::{PodStatus, Status};
 
 /// Whose pods are enrolled, and how they leave.
@@ -56,6 +58,7 @@ pub struct Enroller {
     loose: bool,
     failures: HashMap<Arc<str>, Failure>,
     status: Status,
+    handover: (Handover, handover::Requests),
 }
 
 struct Failure {
@@ -87,7 +90,13 @@ impl Enroller {
             loose: true,
             failures: HashMap::new(),
             status: Status::default(),
+            handover: handover::channel(),
         }
+    }
+
+    /// Returns a handle by which the node is handed over to a successor.
+    pub fn handover(&self) -> Handover {
+        self.handover.0.clone()
     }
 
     /// Returns a handle on what the enroller says of itself.
@@ -116,24 +125,50 @@ impl Enroller {
         Ok(())
     }
 
-    /// Follows the snapshots after the one that [`Self::begin`] has had, until the agent drains, then takes the
-    /// listeners out of the kernel's reach.
+    /// Follows the snapshots after the one that [`Self::begin`] has had, until the agent drains; then takes the listeners
+    /// out of the kernel's reach, and goes on to hold connections to policy until the last one has ended.
+    ///
+    /// Once the node is handed over to a successor, all that is left to do is that: the kernel's maps are the successor's.
     ///
     /// # Errors
-    /// As [`Self::begin`].
+    /// As [`Self::begin`]; and where the successor has ended and left the node to nobody.
     pub async fn follow(mut self, mut mesh: watch::Receiver<Arc<Snapshot>>) -> Result<(), capture::Error> {
-        let drain = self.context.drain().clone();
+        let context = self.context.clone();
+        let drain = context.drain();
+        let mut finished = std::pin::pin!(context.finished());
+        let mut draining = false;
         loop {
-            let next = self.next_deadline();
+            let handed_over = self.capture.is_handed_over();
+            let next = if handed_over { Instant::now() + LOOK_AGAIN } else { self.next_deadline() };
             tokio::select! {
-                () = drain.cancelled() => break,
-                changed = mesh.changed() => if changed.is_err() { break },
-                () = sleep_until(next) => {}
+                () = drain.cancelled(), if !draining => {
+                    self.stop_listening();
+                    draining = true;
+                }
+                () = &mut finished, if draining => return Ok(()),
+                Some(request) = self.handover.1.recv(), if !handed_over => {
+                    self.capture.hand_over();
+                    request.grant();
+                    continue;
+                }
+                Ok(()) = mesh.changed() => {}
+                () = sleep_until(next), if !draining => {
+                    if handed_over && self.capture.is_orphaned(&self.node) {
+                        return Err(capture::Error::Orphaned);
+                    }
+                }
             }
             let snapshot = mesh.borrow_and_update().clone();
-            self.reconcile(&snapshot)?;
+            if draining || handed_over {
+                self.hold_to_policy(&snapshot);
+            } else {
+                self.reconcile(&snapshot)?;
+            }
         }
-        drain.cancelled().await;
+    }
+
+    /// Has the kernel steer nothing here any more, and the listeners closed once what waits in them is accepted.
+    fn stop_listening(&self) {
         for member in self.pods.values() {
             if let Err(error) = member.pod.capture().drain() {
                 let workload = member.pod.workload();
@@ -142,29 +177,25 @@ impl Enroller {
             // Only now: a listener that closes while the kernel still steers to it resets what it is handed.
             member.pod.close();
         }
-        self.finish(mesh).await;
-        Ok(())
     }
 
-    /// Keeps the pods' descriptors until the last connection has ended, and goes on to hold connections to policy, since
-    /// they may take their time.
-    async fn finish(mut self, mut mesh: watch::Receiver<Arc<Snapshot>>) {
-        let context = self.context.clone();
-        let mut finished = std::pin::pin!(context.finished());
-        while let Some(Ok(())) = tokio::select! {
-            () = &mut finished => None,
-            changed = mesh.changed() => Some(changed),
-        } {
-            let snapshot = mesh.borrow_and_update().clone();
-            self.set_terms(&snapshot);
-            for member in self.pods.values_mut().filter(|member| member.leaving.is_none()) {
-                if let Err(error) = member.enforce() {
-                    let workload = member.pod.workload();
-                    tracing::warn!(pod = %workload, %error, "a change of policy did not reach the kernel");
-                }
+    /// Goes on to hold connections to policy, since they may take their time.
+    fn hold_to_policy(&mut self, snapshot: &Snapshot) {
+        self.set_terms(snapshot);
+        if self.capture.is_handed_over() {
+            let present: HashSet<_> = snapshot.on_node(&self.node).map(|w| w.uid.clone()).collect();
+            self.pods
+                .iter()
+                .filter(|(uid, _)| !present.contains(*uid))
+                .for_each(|(_, member)| member.pod.abort());
+            return;
+        }
+        for member in self.pods.values_mut().filter(|member| member.leaving.is_none()) {
+            if let Err(error) = member.enforce() {
+                let workload = member.pod.workload();
+                tracing::warn!(pod = %workload, %error, "a change of policy did not reach the kernel");
             }
         }
-        finished.await;
     }
 
     /// Gives the pods that are in the mesh, or leave it, the terms of a newer snapshot.

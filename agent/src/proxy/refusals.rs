@@ -9,7 +9,8 @@ use crate::{
     mesh::{OrigDst, Reason},
 };
 
-/// Reports what the kernel refuses, until the process ends. What comes faster than it is read the kernel counts instead.
+/// Reports what the kernel refuses, until the process ends or a successor reads of it. What comes faster than it is read the
+/// kernel counts instead.
 pub async fn follow(context: Arc<Context>, capture: Arc<Capture>) {
     let mut refusals = match capture.refusals() {
         Ok(refusals) => refusals,
@@ -19,7 +20,10 @@ pub async fn follow(context: Arc<Context>, capture: Arc<Capture>) {
         }
     };
     loop {
-        let refusal = refusals.next().await;
+        let refusal = tokio::select! {
+            refusal = refusals.next() => refusal,
+            () = context.shutdown.succeeded().cancelled() => return,
+        };
         // A pod that has just gone: nobody is left to whom it would say something.
         if let Some(pod) = context.pods.of(refusal.netns) {
             report(&context, &pod, &refusal);

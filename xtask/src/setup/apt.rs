@@ -37,6 +37,13 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
         },
     ),
     (
+        Purpose::Cluster,
+        Group {
+            why: "a cluster: services, runc's filter of system calls, modules of the kernel's",
+            packages: &["nftables", "libseccomp2", "kmod"],
+        },
+    ),
+    (
         Purpose::Test,
         Group {
             why: "an HBONE peer that shares no code with the agent, for the tests (tests/peers)",
@@ -47,7 +54,7 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
         Purpose::Test,
         Group {
             why: "virtual machines with stock kernels, to run the eBPF suite in",
-            packages: &["qemu-system-x86", "busybox-static", "kmod", "xz-utils"],
+            packages: &["qemu-system-x86", "busybox-static", "xz-utils"],
         },
     ),
 ];

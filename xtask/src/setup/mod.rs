@@ -5,10 +5,13 @@
 //!
 //! ```text
 //! apt packages ──► the compiler for eBPF, under rustup's name `bpf` ──► bpf-linker, cargo-deny
+//!            └───► Go ──► Kubernetes, helm; containerd (in the cache)
 //! ```
 
 mod apt;
 mod bpf;
+mod go;
+mod kubernetes;
 mod tools;
 
 use anyhow::Result;
@@ -22,6 +25,8 @@ pub(crate) enum Purpose {
     Build,
     /// Run it with real programs, in namespaces.
     Demo,
+    /// Run Kubernetes on this machine.
+    Cluster,
     /// Check and test it, in virtual machines too.
     Test,
 }
@@ -40,6 +45,9 @@ pub(crate) fn run(purpose: Purpose) -> Result<()> {
     let mut installed = apt::install_missing(&wanted)?;
     installed |= compiler.link()?;
     installed |= tools::BPF_LINKER.install_if_missing()?;
+    if purpose >= Purpose::Cluster {
+        installed |= kubernetes::obtain()?;
+    }
     if purpose >= Purpose::Test {
         installed |= tools::CARGO_DENY.install_if_missing()?;
         installed |= alerts::obtain()?;

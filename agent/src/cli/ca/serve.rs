@@ -202,7 +202,15 @@ fn admin(
     // The private pages are an agent's: this server has no unix socket.
     let nothing = || Box::new(|| serde_json::Value::Null);
     let explain = Box::new(|_: &_| Err("an authority has no policies".to_owned()));
-    Admin { registry, checks, notes, dump: nothing(), certificates: nothing(), explain }
+    Admin {
+        registry,
+        checks,
+        notes,
+        dump: nothing(),
+        certificates: nothing(),
+        explain,
+        instance: String::new(),
+    }
 }
 
 fn valid(not_after: Option<SystemTime>) -> Result<String, String> {

@@ -1,0 +1,391 @@
+//! A real Kubernetes cluster on this one machine: etcd, API server, controller manager, scheduler, and nodes with real
+//! kubelets, containerd and kube-proxy, each in network namespaces of its own.
+//!
+//! ```text
+//! Cluster::up ─► credentials ─► network ─► control_plane ─┬─► nodes Ready
+//!                                      └─► node (×2) ─────┘
+//! ```
+//!
+//! Here is what makes it, looks after it and removes it. What runs in it is the suites' business; installing the programs is
+//! that of `cargo xtask setup`. Everything on the machine is found by the cluster's name (`place`), so that a cluster whose
+//! process was killed is removed by the next that comes (`remains`).
+
+mod cgroups;
+mod control_plane;
+mod credentials;
+mod daemon;
+pub mod images;
+mod kubectl;
+mod network;
+mod node;
+mod place;
+mod remains;
+pub mod tools;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use serde_json::{Value, json};
+
+pub(crate) use self::remains::Remains;
+pub use self::{
+    control_plane::ControlPlane,
+    node::{ClusterNode, NodeDaemon},
+    tools::Tools,
+};
+use self::{credentials::Credentials, daemon::Daemon, place::Place};
+use crate::{
+    interrupt,
+    registry::{self, Live},
+};
+
+/// A cluster that is up. Dropping it takes it down, unless it is kept.
+#[derive(Debug)]
+pub struct Cluster {
+    place: Place,
+    tools: Tools,
+    nodes: Vec<ClusterNode>,
+    ends_with_this: bool,
+}
+
+/// What a cluster is to be.
+#[must_use = "a cluster is made by bringing it up"]
+pub struct ClusterConfig {
+    name: String,
+    nodes: Vec<String>,
+    progress: fn(&str),
+}
+
+impl ClusterConfig {
+    /// Two nodes, `node-a` and `node-b`. The name is of lower-case letters and digits; one name is one cluster on a machine.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            nodes: vec!["node-a".to_owned(), "node-b".to_owned()],
+            progress: |_| {},
+        }
+    }
+
+    /// These nodes instead, at most 90.
+    pub fn nodes(mut self, names: &[&str]) -> Self {
+        self.nodes = names.iter().map(|name| (*name).to_owned()).collect();
+        self
+    }
+
+    /// Tells this function what is being done.
+    pub fn progress(mut self, tell: fn(&str)) -> Self {
+        self.progress = tell;
+        self
+    }
+}
+
+impl Cluster {
+    /// Brings a cluster up, and waits until its nodes are ready. What an earlier process has left of one of this name is removed
+    /// first.
+    ///
+    /// # Errors
+    /// Where this process is not root, a program is missing, another process is at work on a cluster of this name, or something
+    /// does not start; nothing is left then.
+    pub fn up(config: ClusterConfig) -> Result<Self> {
+        let ClusterConfig { name, nodes, progress } = config;
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "a cluster needs root: run this as root, or let `cargo xtask` ask sudo"
+        );
+        ensure!((1..=90).contains(&nodes.len()), "a cluster has 1 to 90 nodes, not {}", nodes.len());
+        interrupt::install()?;
+        let place = Place::new(&name)?;
+        let tools = Tools::find()?;
+        if Remains::are_there(&place) {
+            progress(&format!("removing what an earlier cluster {name} has left"));
+            Remains::new(place.clone(), place.claim()?).remove();
+        }
+        // From here on an error below removes what is there already.
+        registry::add(Live::Cluster(Remains::new(place.clone(), place.claim()?)));
+        let cluster = Self::of(&place, &tools, &nodes);
+        match cluster.make(progress) {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                // None: the interrupt handler has it.
+                if let Some(remains) = registry::take(&name) {
+                    remains.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds a cluster that is up, whoever brought it up. It is kept.
+    ///
+    /// # Errors
+    /// Where there is a part of one only: `down` or the next `up` removes it.
+    pub fn find(name: &str) -> Result<Option<Self>> {
+        let place = Place::new(name)?;
+        if !Remains::are_there(&place) {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(place.ready());
+        let text = text.with_context(|| format!("the cluster {name} did not come up: take it down"))?;
+        let nodes: Vec<String> = serde_json::from_str(&text).context("reading the names of the nodes")?;
+        let mut cluster = Self::of(&place, &Tools::find()?, &nodes);
+        cluster.ends_with_this = false;
+        let stopped: Vec<_> =
+            Daemon::all(&place).into_iter().filter(|daemon| daemon.pid().is_none()).collect();
+        if let Some(daemon) = stopped.first() {
+            bail!(
+                "the cluster {name} is up in part: {} does not run ({}); take it down",
+                daemon.name(),
+                daemon.log().display()
+            );
+        }
+        Ok(Some(cluster))
+    }
+
+    /// Takes a cluster down, or what is left of one. Returns whether there was anything.
+    pub fn down(name: &str) -> Result<bool> {
+        let place = Place::new(name)?;
+        let claim = place.claim()?;
+        let there = Remains::are_there(&place);
+        Remains::new(place, claim).remove();
+        Ok(there)
+    }
+
+    /// The names of the clusters of which there is anything.
+    pub fn names() -> Vec<String> {
+        Place::all()
+    }
+
+    /// Lets the cluster outlive this value and this process.
+    #[must_use]
+    pub fn keep(mut self) -> Self {
+        // Dropping what is left would remove it; forgetting it lets go of the claim with the process.
+        if let Some(Live::Cluster(remains)) = registry::take(self.place.name()) {
+            remains.let_be();
+        }
+        self.ends_with_this = false;
+        self
+    }
+
+    /// The cluster's name, with which the names of its nodes begin.
+    pub fn name(&self) -> &str {
+        self.place.name()
+    }
+
+    /// A node by its name within the cluster.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn node(&self, name: &str) -> &ClusterNode {
+        let found = self.nodes.iter().find(|node| node.name() == name);
+        found.unwrap_or_else(|| panic!("no node is called {name}"))
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[ClusterNode] {
+        &self.nodes
+    }
+
+    /// The programs that the cluster consists of.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// Where the logs of everything are that runs outside pods.
+    pub fn logs(&self) -> PathBuf {
+        self.place.logs()
+    }
+
+    /// The directory of everything of the cluster.
+    pub fn directory(&self) -> PathBuf {
+        self.place.directory()
+    }
+
+    /// The administrator's kubeconfig. The API server answers inside the cluster's namespaces only.
+    pub fn kubeconfig(&self) -> PathBuf {
+        Credentials::of(&self.place).kubeconfig("admin")
+    }
+
+    /// The control plane's namespace, from which the API server is reached.
+    pub fn control_netns(&self) -> Result<crate::NetNs> {
+        crate::NetNs::open(&self.place.netns(network::CONTROL_NETNS))
+    }
+
+    /// kubectl as the administrator, to be run with this process's input and output.
+    pub fn kubectl_command(&self) -> Result<Command> {
+        kubectl::command(&self.place, &self.tools, "admin")
+    }
+
+    /// Runs kubectl as the administrator, with `input` as its standard input, and returns what it printed.
+    ///
+    /// # Errors
+    /// Where it fails, with what it complained of.
+    pub fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
+        kubectl::run(&self.place, &self.tools, "admin", args, input)
+    }
+
+    /// As [`Cluster::kubectl`], for a command that may fail.
+    pub fn kubectl_output(&self, args: &[&str], input: &str) -> Result<Output> {
+        kubectl::output(&self.place, &self.tools, "admin", args, input)
+    }
+
+    /// Applies manifests.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        self.kubectl(&["apply", "-f", "-"], yaml).map(drop)
+    }
+
+    /// An object, or a list of them, as JSON.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get", "-o", "json"], args].concat(), "")?;
+        serde_json::from_str(&text).context("reading kubectl's JSON")
+    }
+
+    /// Helm as the administrator, to be run with this process's input and output.
+    pub fn helm_command(&self) -> Result<Command> {
+        let mut command = self.control_netns()?.command(&self.tools.helm().to_string_lossy());
+        command.env("KUBECONFIG", self.kubeconfig());
+        Ok(command)
+    }
+
+    /// Puts an image from an archive onto every node.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.load_image(archive))
+    }
+
+    /// Makes an image and puts it onto every node.
+    pub fn add_image(&self, image: &crate::image::Image) -> Result<()> {
+        let name: String = image
+            .reference()
+            .chars()
+            .map(|letter| if letter.is_alphanumeric() { letter } else { '-' })
+            .collect();
+        let archive = self.place.directory().join(format!("{name}.tar"));
+        image.write(&archive)?;
+        self.load_image(&archive)?;
+        fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
+    }
+
+    /// A token of a service account for an audience (a TokenRequest), as a pod gets it by a projected volume.
+    pub fn token(&self, namespace: &str, account: &str, audience: &str) -> Result<String> {
+        let audience = format!("--audience={audience}");
+        let token = self.kubectl(&["create", "token", account, "--namespace", namespace, &audience], "")?;
+        Ok(token.trim().to_owned())
+    }
+
+    /// A kubeconfig of a service account, with a token of a day.
+    pub fn service_account_kubeconfig(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+        let token =
+            self.kubectl(&["create", "token", account, "--namespace", namespace, "--duration=24h"], "")?;
+        Credentials::of(&self.place).write_kubeconfig(&format!("{namespace}.{account}"), token.trim())
+    }
+
+    /// Ends a program of the control plane.
+    pub fn stop(&self, program: ControlPlane) -> Result<()> {
+        program.daemon(&self.place).stop()
+    }
+
+    /// Starts a program of the control plane again, and waits until it serves.
+    pub fn start(&self, program: ControlPlane) -> Result<()> {
+        program.start(&self.place, &self.tools)?;
+        program.wait(&self.place, &self.tools)
+    }
+
+    /// The programs that run outside pods, and their processes.
+    pub fn processes(&self) -> Vec<(String, Option<u32>)> {
+        let daemons = Daemon::all(&self.place);
+        daemons.into_iter().map(|daemon| (daemon.name().to_owned(), daemon.pid())).collect()
+    }
+
+    fn of(place: &Place, tools: &Tools, nodes: &[String]) -> Self {
+        let numbered = nodes.iter().zip(1..);
+        let nodes = numbered.map(|(name, number)| ClusterNode::new(place, tools, name, number)).collect();
+        Self { place: place.clone(), tools: tools.clone(), nodes, ends_with_this: true }
+    }
+
+    fn make(&self, progress: fn(&str)) -> Result<()> {
+        progress("credentials and namespaces");
+        let Self { place, tools, nodes, .. } = self;
+        make_directory(place)?;
+        let names: Vec<_> = nodes.iter().map(ClusterNode::unique_name).collect();
+        Credentials::create(place, &names)?;
+        let numbered: Vec<_> = nodes.iter().map(ClusterNode::numbered).collect();
+        network::create(place, &numbered)?;
+        let pause = place.directory().join("pause.tar");
+        images::pause()?.write(&pause)?;
+
+        progress("the control plane (etcd, kube-apiserver), and containerd on each node");
+        thread::scope(|scope| {
+            let started: Vec<_> = nodes.iter().map(|node| scope.spawn(|| prepare(node, &pause))).collect();
+            for program in [ControlPlane::Etcd, ControlPlane::ApiServer] {
+                program.start(place, tools)?;
+                program.wait(place, tools)?;
+            }
+            progress("the controller manager, the scheduler, and kubelet and kube-proxy on each node");
+            ControlPlane::ControllerManager.start(place, tools)?;
+            ControlPlane::Scheduler.start(place, tools)?;
+            started.into_iter().try_for_each(|node| match node.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
+        for node in nodes {
+            node.start(NodeDaemon::Kubelet)?;
+            node.start(NodeDaemon::KubeProxy)?;
+        }
+        self.wait_ready()?;
+        let names: Vec<_> = nodes.iter().map(ClusterNode::name).collect();
+        fs::write(place.ready(), json!(names).to_string()).context("noting that the cluster is up")
+    }
+
+    /// Waits until every node takes pods, and until there is an account for them.
+    fn wait_ready(&self) -> Result<()> {
+        for program in [ControlPlane::ControllerManager, ControlPlane::Scheduler] {
+            program.wait(&self.place, &self.tools)?;
+        }
+        for node in &self.nodes {
+            node.wait_healthy(NodeDaemon::KubeProxy)?;
+            let name = format!("node/{}", node.unique_name());
+            let args = ["wait", "--for=condition=Ready", &name, "--timeout=3s"];
+            node.daemon(NodeDaemon::Kubelet)
+                .until(node::READY, "to be ready", || self.kubectl(&args, "").map(drop))?;
+        }
+        let args = ["wait", "--for=create", "serviceaccount/default", "--timeout=60s"];
+        self.kubectl(&args, "").map(drop)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.ends_with_this {
+            return;
+        }
+        // None: the interrupt handler has it, and ends the process when it is done.
+        if let Some(remains) = registry::take(self.place.name()) {
+            remains.remove();
+        }
+    }
+}
+
+/// Makes the cluster's directory a file system in memory: fast, and gone with its mount.
+fn make_directory(place: &Place) -> Result<()> {
+    let directory = place.directory();
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    mount(Some("culvert-cluster"), &directory, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
+        .with_context(|| format!("mounting {}", directory.display()))?;
+    for folder in [place.logs(), place.daemons()] {
+        fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// All of a node that needs no API server.
+fn prepare(node: &ClusterNode, pause: &Path) -> Result<()> {
+    node.create()?;
+    node.start(NodeDaemon::Containerd)?;
+    node.load_image(pause)
+}

@@ -1,0 +1,363 @@
+//! A node: its namespaces, and containerd, the kubelet and kube-proxy in them.
+//!
+//! Its network namespace has a name. Its mount namespace has none: one process, the holder, keeps it, and what it shows is in
+//! `node.sh`. So a node has its own `/run`, `/etc/cni`, `/opt/cni`, `/var/lib/kubelet`, …, as on a machine of its own; the
+//! kernel, cgroups, `/sys/fs/bpf` and the processes are the machine's.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::{
+    cgroups,
+    credentials::Credentials,
+    daemon::Daemon,
+    network::{Addresses, PODS},
+    place::Place,
+    tools::{PLUGINS, Tools},
+};
+use crate::{NetNs, PATIENCE, http};
+
+/// A program of a node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NodeDaemon {
+    /// Runs the containers.
+    Containerd,
+    /// Runs the pods that the API server gives the node.
+    Kubelet,
+    /// Makes services' addresses work.
+    KubeProxy,
+}
+
+impl NodeDaemon {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Kubelet => "kubelet",
+            Self::KubeProxy => "kube-proxy",
+        }
+    }
+}
+
+/// A node of a cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterNode {
+    place: Place,
+    tools: Tools,
+    name: String,
+    addresses: Addresses,
+}
+
+impl ClusterNode {
+    pub(crate) fn new(place: &Place, tools: &Tools, name: &str, number: u8) -> Self {
+        Self {
+            place: place.clone(),
+            tools: tools.clone(),
+            name: name.to_owned(),
+            addresses: Addresses::of(number),
+        }
+    }
+
+    /// The name within the cluster: `node-a`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node's name in Kubernetes, which no other cluster on this machine has: agents keep their pins by it.
+    pub fn unique_name(&self) -> String {
+        self.place.unique(&self.name)
+    }
+
+    /// The node's own addresses, IPv4 and IPv6.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        self.addresses.own()
+    }
+
+    pub(crate) fn numbered(&self) -> (&str, Addresses) {
+        (&self.name, self.addresses)
+    }
+
+    /// The node's network namespace.
+    pub fn netns(&self) -> Result<NetNs> {
+        NetNs::open(&self.place.netns(&self.name))
+    }
+
+    /// Where a file of the node is on this machine. Only for what is the node's own: `/run`, `/etc/cni/net.d`, `/opt/cni/bin`,
+    /// `/var/lib/cni`, `/var/log/pods`.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.place.node(&self.name).join(path.trim_start_matches('/'))
+    }
+
+    /// The folder of the node's CNI configuration, as this machine sees it.
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.path("/etc/cni/net.d")
+    }
+
+    /// The folder of the node's CNI plugins, as this machine sees it.
+    pub fn cni_bin_dir(&self) -> PathBuf {
+        self.path("/opt/cni/bin")
+    }
+
+    /// The socket of the node's containerd, as this machine sees it.
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.path("/run/containerd/containerd.sock")
+    }
+
+    /// The log of one of the node's programs.
+    pub fn log(&self, daemon: NodeDaemon) -> PathBuf {
+        self.daemon(daemon).log().clone()
+    }
+
+    /// A command that runs a program on the node: in its network and its mounts, with the machine's cgroups and processes.
+    ///
+    /// # Errors
+    /// Where the node is not there.
+    pub fn enter_command(&self, program: impl AsRef<Path>) -> Result<Command> {
+        let holder = self.holder().pid();
+        let holder = holder.with_context(|| format!("nothing keeps the mounts of {}", self.unique_name()))?;
+        // `ip netns exec` would mount a /sys without cgroups.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.place.netns(&self.name).display()));
+        command.arg(format!("--mount=/proc/{holder}/ns/mnt")).arg("--").arg(program.as_ref());
+        Ok(command)
+    }
+
+    /// Puts an image from an archive into the node's containerd, where pods find it.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "import"]).arg(archive);
+        let output = command.output().context("starting ctr")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: importing {}: {complaint}", self.name, archive.display());
+        Ok(())
+    }
+
+    /// containerd's own command, for the images and containers of Kubernetes.
+    pub fn ctr(&self) -> Command {
+        let mut command = Command::new(self.tools.ctr());
+        self.tools.equip(&mut command);
+        command.arg("--address").arg(self.containerd_socket()).args(["--namespace", "k8s.io"]);
+        command
+    }
+
+    /// The process of one of the node's programs, if it runs.
+    pub fn pid(&self, daemon: NodeDaemon) -> Option<u32> {
+        self.daemon(daemon).pid()
+    }
+
+    /// Ends one of the node's programs. Pods go on without it.
+    pub fn stop(&self, daemon: NodeDaemon) -> Result<()> {
+        self.daemon(daemon).stop()
+    }
+
+    /// Starts one of the node's programs again; waits until it serves where others wait for it.
+    pub fn start(&self, daemon: NodeDaemon) -> Result<()> {
+        let mut command = match daemon {
+            NodeDaemon::Containerd => self.containerd()?,
+            NodeDaemon::Kubelet => self.kubelet()?,
+            NodeDaemon::KubeProxy => self.kube_proxy()?,
+        };
+        self.tools.equip(&mut command);
+        self.daemon(daemon).start(&mut command)?;
+        match daemon {
+            NodeDaemon::Containerd => {
+                self.daemon(daemon).until(PATIENCE, "to serve", || self.containerd_answers())
+            }
+            NodeDaemon::Kubelet | NodeDaemon::KubeProxy => Ok(()),
+        }
+    }
+
+    /// Ends and starts one of the node's programs.
+    pub fn restart(&self, daemon: NodeDaemon) -> Result<()> {
+        self.stop(daemon)?;
+        self.start(daemon)
+    }
+
+    /// Makes everything of the node but its network, and starts nothing.
+    pub(crate) fn create(&self) -> Result<()> {
+        cgroups::create(&self.unique_name())?;
+        let own = self.place.node(&self.name);
+        for folder in [CONFIGURATION, "/etc/cni/net.d", "/opt/cni/bin"] {
+            let folder = self.path(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+        for plugin in PLUGINS {
+            symlink(self.tools.plugin(plugin), self.cni_bin_dir().join(plugin))
+                .context("a link to a CNI plugin")?;
+        }
+        self.write("/etc/cni/net.d/10-bridge.conflist", &self.cni_configuration())?;
+        self.write(&in_configuration("containerd.toml"), &self.containerd_configuration())?;
+        self.write(&in_configuration("kubelet.json"), &self.kubelet_configuration())?;
+        let credentials = Credentials::of(&self.place);
+        for (from, to) in [
+            (credentials.path("ca.crt"), "ca.crt"),
+            (credentials.kubeconfig(&self.unique_name()), "kubelet.kubeconfig"),
+            (credentials.kubeconfig("kube-proxy"), "kube-proxy.kubeconfig"),
+        ] {
+            let to = self.path(&in_configuration(to));
+            fs::copy(&from, &to)
+                .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+        }
+        let mut command = Command::new("nsenter");
+        self.tools.equip(&mut command);
+        command.arg(format!("--net={}", self.place.netns(&self.name).display()));
+        command
+            .args(["unshare", "--mount", "--propagation", "private", "sh", "-euc", MOUNTS, "sh"])
+            .arg(&own);
+        let holder = self.holder();
+        holder.start(&mut command)?;
+        // The script becomes this program when everything is in its place.
+        holder.until(PATIENCE, "to make the node's mounts", || {
+            let name = holder.pid().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+            name.is_some_and(|name| name.trim() == "sleep")
+        })
+    }
+
+    pub(crate) fn daemon(&self, daemon: NodeDaemon) -> Daemon {
+        Daemon::new(&self.place, &format!("{}.{}", self.name, daemon.name()))
+    }
+
+    /// Waits until one of the node's programs says that it is well: all of them, once a cluster is up.
+    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
+        let port = match daemon {
+            NodeDaemon::Containerd => return Ok(()),
+            NodeDaemon::Kubelet => KUBELET_HEALTH,
+            NodeDaemon::KubeProxy => KUBE_PROXY_HEALTH,
+        };
+        let netns = self.netns()?;
+        self.daemon(daemon).until(READY, "to be well", || -> Result<()> {
+            let stream = netns.connect((Ipv4Addr::LOCALHOST, port).into())?;
+            let answer = http::get(stream, "/healthz")?;
+            ensure!(answer.status == 200, "it answers {}", answer.status);
+            Ok(())
+        })
+    }
+
+    /// The process that keeps the mount namespace.
+    fn holder(&self) -> Daemon {
+        Daemon::new(&self.place, &format!("{}.mounts", self.name))
+    }
+
+    fn containerd(&self) -> Result<Command> {
+        let mut command = self.enter_command(self.tools.containerd())?;
+        command.args(["--config", &in_configuration("containerd.toml")]);
+        Ok(command)
+    }
+
+    fn kubelet(&self) -> Result<Command> {
+        let mut command = self.enter_command(self.tools.kubernetes("kubelet"))?;
+        let [v4, v6] = self.addresses();
+        command.arg(format!("--config={}", in_configuration("kubelet.json")));
+        command.arg(format!("--kubeconfig={}", in_configuration("kubelet.kubeconfig")));
+        command.arg(format!("--hostname-override={}", self.unique_name()));
+        command.arg(format!("--node-ip={v4},{v6}"));
+        Ok(command)
+    }
+
+    fn kube_proxy(&self) -> Result<Command> {
+        let mut command = self.enter_command(self.tools.kubernetes("kube-proxy"))?;
+        command.arg(format!("--kubeconfig={}", in_configuration("kube-proxy.kubeconfig")));
+        command.arg(format!("--hostname-override={}", self.unique_name()));
+        command.arg(format!("--cluster-cidr={}", PODS.join(",")));
+        // The number of tracked connections is the machine's, and not for a node to set.
+        command.args(["--proxy-mode=nftables", "--conntrack-max-per-core=0", "--oom-score-adj=0"]);
+        Ok(command)
+    }
+
+    fn containerd_answers(&self) -> Result<()> {
+        let output = self.ctr().arg("version").output().context("starting ctr")?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn write(&self, path: &str, text: &str) -> Result<()> {
+        let path = self.path(path);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn cni_configuration(&self) -> String {
+        let ranges: Vec<_> = self.addresses.pods().iter().map(|range| json!([{"subnet": range}])).collect();
+        let list = json!({
+            "cniVersion": "1.0.0",
+            "name": self.unique_name(),
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "cni0",
+                    "isGateway": true,
+                    "hairpinMode": true,
+                    "ipam": {
+                        "type": "host-local",
+                        "ranges": ranges,
+                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+                    },
+                },
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+            ],
+        });
+        format!("{list:#}\n")
+    }
+
+    fn kubelet_configuration(&self) -> String {
+        let configuration = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "authentication": {
+                "anonymous": {"enabled": false},
+                "webhook": {"enabled": true},
+                "x509": {"clientCAFile": in_configuration("ca.crt")},
+            },
+            "authorization": {"mode": "Webhook"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": format!("/{}", self.unique_name()),
+            "enforceNodeAllocatable": [],
+            "failCgroupV1": false,
+            "failSwapOn": false,
+            // It cannot tell how full a file system in memory is.
+            "localStorageCapacityIsolation": false,
+            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            // Nothing could fetch an image again.
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
+            // The default is in a folder of the machine's.
+            "volumePluginDir": "/var/lib/kubelet/plugins",
+            "oomScoreAdj": 0,
+            "resolvConf": "",
+            "registerNode": true,
+            "serverTLSBootstrap": false,
+        });
+        format!("{configuration:#}\n")
+    }
+
+    fn containerd_configuration(&self) -> String {
+        CONTAINERD.replace("RUNC", &self.tools.runc().display().to_string())
+    }
+}
+
+/// A file of the node's configuration, as the node sees it.
+fn in_configuration(file: &str) -> String {
+    format!("{CONFIGURATION}/{file}")
+}
+
+/// Where the node sees its configuration.
+const CONFIGURATION: &str = "/run/kubernetes";
+
+/// Where they answer on the node itself, by default.
+const KUBELET_HEALTH: u16 = 10248;
+const KUBE_PROXY_HEALTH: u16 = 10256;
+
+const MOUNTS: &str = include_str!("node.sh");
+
+const CONTAINERD: &str = include_str!("containerd.toml");
+
+/// How long a node may take from the start of its kubelet until it is ready.
+pub(crate) const READY: Duration = Duration::from_secs(120);
