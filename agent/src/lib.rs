@@ -32,7 +32,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::AgentArgs,
-    control::Manifests,
+    control::{
+        Control,
+        kube::{PodReport, PodState},
+    },
     enroll::Enroller,
     hbone::Pool,
     identity::{Revocation, SvidStore},
@@ -59,15 +62,25 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let pool = Pool::new(hbone::PoolConfig::default());
     pool.handshakes().register(&mut registry);
 
-    let manifests =
-        Manifests::start(args.manifests.clone(), trust_domain.clone(), args.root_namespace.clone())
-            .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
-    manifests.register(&mut registry);
-    let mesh = manifests.snapshots();
+    let api_server = match args.kube {
+        true => Some(apiserver::connect(args.kubeconfig.as_deref()).await.context("--kube")?),
+        false => None,
+    };
+    let control = Control::start(control::Config {
+        manifests: args.manifests.clone(),
+        api_server: api_server.clone(),
+        trust_domain: trust_domain.clone(),
+        root_namespace: args.root_namespace.clone(),
+    })
+    .context("reading the objects of the mesh")?;
+    control.register(&mut registry);
+    let mesh = control.snapshots();
 
     // Before anything else of the node is touched: where an agent of it runs already, nothing must be.
     let socket = args.socket.clone().unwrap_or_else(|| default_socket(&args.node));
     if args.take_over {
+        // What is not known yet the agent that has the node serves better.
+        control.complete().await;
         succession::fetch_certificates(&args.node, &mesh.borrow().clone(), &svids).await;
     }
     let capture = Arc::new(succession::take_node(&args, &socket).await?);
@@ -93,7 +106,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let report = report::Sources {
         state: state.clone(),
         mesh: mesh.clone(),
-        problems: manifests.problems(),
+        problems: control.problems(),
+        api_server: control.health(),
         pods: enroller.status(),
         capture: capture.clone(),
         svids,
@@ -107,7 +121,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
 
-    let enrolling = enroll(enroller, mesh, state);
+    let (begun, reports) = tokio::sync::watch::channel(None);
+    if let Some(connection) = api_server {
+        let reporter = control::kube::Reporter::new(connection.client, &args.node, mesh.clone(), reports);
+        tokio::spawn(succession::until_handed_over(shutdown.clone(), reporter.run()));
+    }
+    let enrolling = enroll(enroller, (control.complete(), mesh), state, begun);
     let outcome = until_signal(enrolling, &shutdown).await;
     if outcome.is_ok() {
         shutdown.run(args.grace_period).await;
@@ -126,14 +145,43 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
 /// Enrols the node's pods by the first snapshot, says that the agent is ready, and follows the next ones.
 async fn enroll(
     mut enroller: Enroller,
-    mut mesh: tokio::sync::watch::Receiver<Arc<mesh::Snapshot>>,
+    (complete, mut mesh): (impl Future<Output = ()>, tokio::sync::watch::Receiver<Arc<mesh::Snapshot>>),
     state: report::State,
+    reports: tokio::sync::watch::Sender<Option<Vec<PodReport>>>,
 ) -> anyhow::Result<()> {
+    complete.await;
     let first = mesh.borrow_and_update().clone();
     enroller.begin(&first)?;
     state.started();
+    tokio::spawn(report_pods(enroller.status(), reports));
     enroller.follow(mesh).await.context("keeping the kernel in step failed")
 }
+
+/// Has the API server told how the pods are, as long as somebody does that.
+async fn report_pods(status: enroll::Status, reports: tokio::sync::watch::Sender<Option<Vec<PodReport>>>) {
+    while !reports.is_closed() {
+        let pods = status.pods().into_iter().map(|pod| PodReport {
+            namespace: Arc::clone(&pod.workload().namespace),
+            name: Arc::clone(&pod.workload().name),
+            uid: Arc::clone(&pod.workload().uid),
+            state: match pod.state.as_str() {
+                "enrolled" => PodState::Enrolled,
+                "leaving" => PodState::Leaving,
+                why => PodState::Failed(why.to_owned()),
+            },
+        });
+        let pods = Some(pods.collect());
+        reports.send_if_modified(|known| {
+            let differs = *known != pods;
+            *known = pods;
+            differs
+        });
+        tokio::time::sleep(REPORT_PAUSE).await;
+    }
+}
+
+/// How often it is looked whether a pod's state changed.
+const REPORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the components until a signal comes; then they go on while the agent drains.
 async fn until_signal(

@@ -18,7 +18,7 @@ use tokio::{runtime::Handle, sync::watch};
 use crate::{
     admin::{Admin, Check, Question},
     capture::Capture,
-    control::Problem,
+    control::{Problem, kube::Health},
     enroll::Status,
     hbone::Pool,
     identity::{Inventory, SvidStore, followed},
@@ -79,6 +79,8 @@ pub(crate) struct Sources {
     pub(crate) state: State,
     pub(crate) mesh: watch::Receiver<Arc<Snapshot>>,
     pub(crate) problems: watch::Receiver<Arc<Vec<Problem>>>,
+    /// How the watches of the API server are, where it is a source.
+    pub(crate) api_server: Option<Health>,
     pub(crate) pods: Status,
     pub(crate) capture: Arc<Capture>,
     pub(crate) svids: SvidStore,
@@ -98,10 +100,14 @@ impl Sources {
             runtime: Handle::current(),
         }));
         let (started, running) = (self.state.clone(), self.state.clone());
-        let checks: Vec<(&'static str, Check)> = vec![
+        let mut checks: Vec<(&'static str, Check)> = vec![
             ("started", Box::new(move || started.check_started())),
             ("running", Box::new(move || running.check_running())),
         ];
+        if let Some(health) = self.api_server.clone() {
+            checks.push(("listed", Box::new(move || health.check_listed())));
+        }
+        let api_server = self.api_server.clone();
         let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
         let (svids, proxy) = (self.svids.clone(), self.proxy.clone());
         let notes = Box::new(move || {
@@ -111,6 +117,7 @@ impl Sources {
             let conflicts = mesh.borrow().conflicts();
             pods.chain(problems.iter().map(ToString::to_string))
                 .chain(conflicts.iter().map(ToString::to_string))
+                .chain(api_server.iter().flat_map(Health::notes))
                 .chain(certificate_notes(&svids))
                 .chain(proxy.unenforced().iter().map(ToString::to_string))
                 .collect()

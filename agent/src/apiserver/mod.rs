@@ -4,15 +4,29 @@
 //! it for: watches are `control`'s, token reviews `ca_server`'s.
 
 pub mod lease;
+mod traffic;
 
-use std::{path::Path, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-pub use self::lease::Lease;
+pub use self::{
+    lease::Lease,
+    traffic::{Traffic, Watch},
+};
+
+/// A client, and what goes over it.
+#[derive(Clone)]
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    /// What goes over it.
+    pub traffic: Traffic,
+}
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +50,14 @@ pub enum Error {
 /// # Errors
 /// Where the configuration cannot be used. An API server that does not answer is no error here.
 pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
+    connect(kubeconfig).await.map(|connection| connection.client)
+}
+
+/// Makes a client as [`client`] does, whose traffic can be looked at.
+///
+/// # Errors
+/// As [`client`].
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, Error> {
     let mut config = match kubeconfig {
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
@@ -47,7 +69,17 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
     config.connect_timeout = Some(CONNECT_LIMIT);
     // Longer than a watch without events is open.
     config.read_timeout = Some(READ_LIMIT);
-    Client::try_from(config).map_err(Error::Client)
+    let traffic = Traffic::default();
+    let builder = ClientBuilder::try_from(config).map_err(Error::Client)?;
+    let client = builder.with_layer(&traffic).build();
+    Ok(Connection { client, traffic })
+}
+
+/// Without the client, which has nothing to show.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("traffic", &self.traffic).finish_non_exhaustive()
+    }
 }
 
 /// How long a connection to the API server may take.

@@ -26,9 +26,18 @@ pub struct AgentArgs {
 
     /// The directory of Kubernetes objects in YAML (Namespace, Pod, Service, EndpointSlice, PeerAuthentication,
     /// AuthorizationPolicy). It is watched: a change takes effect within a second, and a file that cannot be read is
-    /// reported and changes nothing.
-    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// reported and changes nothing. Beside --kube it adds to what the API server has.
+    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR", required_unless_present = "kube")]
+    pub manifests: Option<PathBuf>,
+
+    /// Take the objects of the mesh from the Kubernetes API server, and say in it which pods are enrolled. It is watched;
+    /// while it cannot be reached, what it said last stays in force.
+    #[arg(long, env = "CULVERT_KUBE")]
+    pub kube: bool,
+
+    /// How the API server is reached [default: by the service account of the pod that the agent runs in].
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE", requires = "kube")]
+    pub kubeconfig: Option<PathBuf>,
 
     /// How long a workload's certificate is valid; it is renewed at half of that.
     #[arg(long, env = "CULVERT_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h",

@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod certs;
 mod cleanup;
+mod crds;
 mod policy;
 mod ready;
 pub(crate) mod socket;
@@ -36,6 +37,8 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Test policies, find what is odd in them, and explain what they say.
     Policy(policy::PolicyArgs),
+    /// Print the definitions of the kinds of policy, for the API server.
+    Crds(crds::CrdsArgs),
     /// Tell by the exit status whether the agent of this node is ready.
     Ready(ready::ReadyArgs),
     /// Show what the agent of this node does.
@@ -55,6 +58,7 @@ impl Cli {
             Command::Ca(args) => ca::run(args),
             Command::Certs(args) => return certs::run(&args),
             Command::Policy(args) => return Ok(policy::run(&args)),
+            Command::Crds(_) => crds::run(),
             Command::Ready(args) => return ready::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),

@@ -90,6 +90,34 @@ impl Index {
         changed
     }
 
+    /// Returns whether an object is in force as it is; `false` for policies, of which that is not asked.
+    pub(super) fn holds(&self, record: &Record) -> bool {
+        let Key { kind: _, namespace, name } = &record.key;
+        let index = |namespace: &str| self.namespaces.get(namespace);
+        match &record.content {
+            Content::Namespace(labels) => {
+                index(name).map_or(NamespaceLabels::default(), |index| index.labels) == *labels
+            }
+            Content::Pod(pod) => {
+                let entry = index(namespace).and_then(|index| index.pods.get(name));
+                entry.zip(pod.as_ref()).map_or(entry.is_none() && pod.is_none(), |(entry, pod)| entry.is(pod))
+            }
+            Content::Service(service) => {
+                let entry = index(namespace).and_then(|index| index.services.get(name));
+                let is = |(entry, service): (&ServiceEntry, &Box<Service>)| {
+                    let endpoints = entry.service.endpoints.clone();
+                    *entry.service == Service { endpoints, ..(**service).clone() }
+                };
+                entry.zip(service.as_ref()).map_or(entry.is_none() && service.is_none(), is)
+            }
+            Content::Slice(slice) => {
+                let known = index(namespace).and_then(|index| index.slice(name));
+                known == slice.as_ref().map(|slice| (&*slice.service, &slice.endpoints))
+            }
+            Content::PeerAuthentication(_) | Content::AuthorizationPolicy(_) => false,
+        }
+    }
+
     /// Builds the snapshot of what is in force.
     pub fn snapshot(&mut self) -> Snapshot {
         let namespaces = self.namespaces.values_mut();
@@ -169,6 +197,12 @@ impl NamespaceIndex {
         self.mark_stale(&slice.service) || moved
     }
 
+    /// The service of a slice, and its endpoints.
+    fn slice(&self, name: &str) -> Option<(&str, &Vec<Endpoint>)> {
+        let service = self.slice_services.get(name)?;
+        Some((service, self.slices.get(service)?.get(name)?))
+    }
+
     fn delete_slice(&mut self, name: &str) -> bool {
         let Some(service) = self.slice_services.remove(name) else { return false };
         if let Some(slices) = self.slices.get_mut(&service) {
@@ -200,6 +234,12 @@ impl NamespaceIndex {
 }
 
 impl PodEntry {
+    fn is(&self, record: &PodRecord) -> bool {
+        let Workload { enrollment, receives_hbone, .. } = *self.workload;
+        self.labels == record.labels
+            && *self.workload == Workload { enrollment, receives_hbone, ..record.workload.clone() }
+    }
+
     fn relabel(&mut self, namespace: NamespaceLabels) -> bool {
         let enrollment = self.labels.enrollment(namespace);
         let receives_hbone = self.labels.receives_hbone(enrollment);

@@ -1,20 +1,28 @@
 //! Where snapshots come from: Kubernetes objects in, [`Snapshot`](crate::mesh::Snapshot)s out.
 //!
 //! ```text
-//! directory of YAML ──► manifests ──► Object ──► convert ──► Record ──► Index ──► watch<Arc<Snapshot>>
+//! API server ─────────► kube ──────┐
+//! directory of YAML ──► manifests ─┴► Batch ──► owner: Merged (Index) ──► watch<Arc<Snapshot>>
 //! ```
 //!
 //! `convert` is the border: past it every value is valid, and what is not was reported and skipped. The [`Index`] is
-//! synchronous and knows no source. Nothing is published before the first complete read. Nobody but `lib.rs` and the
-//! command line sees this module; the rest of the agent sees snapshots.
+//! synchronous and knows no source; `merge` knows which of them has what. Nothing is published before every source has
+//! said all that it has. Nobody but `lib.rs` and the command line sees this module; the rest of the agent sees snapshots.
 
+mod batch;
 mod convert;
 mod field;
 mod index;
+pub mod kube;
 mod lint;
 mod manifests;
+mod merge;
+mod metrics;
+mod owner;
 mod policies;
+mod problem;
 mod publish;
+mod run;
 
 pub use convert::{
     Key, Kind, Object, PolicyNotice, Readiness, Record, Settings, Severity, Topic, enrollment_of,
@@ -22,4 +30,6 @@ pub use convert::{
 pub use field::{FieldPath, Invalid};
 pub use index::Index;
 pub use lint::{Code, Finding, lint};
-pub use manifests::{Error, Manifests, Objects, Place, Problem, Source};
+pub use manifests::{Error, Manifests, Objects, Place, Source};
+pub use problem::Problem;
+pub use run::{Config, Control};

@@ -15,11 +15,9 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Starts with the first complete snapshot: there is none before it.
-    pub(super) fn new(first: Snapshot) -> Self {
-        let mut publisher = Self { snapshots: watch::Sender::default(), conflicts: HashMap::new() };
-        publisher.publish(first);
-        publisher
+    /// Starts without a snapshot.
+    pub(super) fn new() -> Self {
+        Self { snapshots: watch::Sender::default(), conflicts: HashMap::new() }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {

@@ -23,6 +23,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
         identity: Identity::new("cluster.local".parse().unwrap(), "shop", &name).unwrap(),
         enrollment: Enrollment::Enrolled,
         receives_hbone: true,
+        marked: None,
         netns: None,
         ports: Vec::new(),
         terminating: false,

@@ -35,6 +35,8 @@ pub struct Workload {
     pub enrollment: Enrollment,
     /// Whether the pod's agent is ready to receive HBONE for it: its status says so.
     pub receives_hbone: bool,
+    /// The annotation `culvert.dev/enrolled` that its agent writes: whether it is `"true"`; none where there is none.
+    pub marked: Option<bool>,
     /// Where the pod's network namespace is (annotation `culvert.dev/netns`).
     pub netns: Option<NetnsRef>,
     /// The TCP ports that its containers name, for a service's named `targetPort`.
@@ -131,6 +133,7 @@ impl Workload {
             identity,
             enrollment: Enrollment::Enrolled,
             receives_hbone: true,
+            marked: None,
             netns: None,
             ports: Vec::new(),
             terminating: false,

@@ -25,6 +25,7 @@ pub use policy::{PolicyNotice, Severity, Topic};
 
 pub(super) use endpoints::Slice;
 pub(super) use enrollment::{NamespaceLabels, PodLabels};
+pub(super) use pod::ENROLLED;
 
 /// What conversion needs to know besides the object.
 #[derive(Clone, Debug)]

@@ -45,6 +45,7 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
         identity: identity(spec, key, settings)?,
         enrollment,
         receives_hbone: pod_labels.receives_hbone(enrollment),
+        marked: annotation(pod, ENROLLED).map(|value| value == "true"),
         netns: netns(pod)?,
         ports: named_ports(spec)?,
         terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -76,7 +77,7 @@ pub(super) fn pod_labels(
         never,
         mesh: mesh_label(labels)?,
         ambient: ambient_label(labels),
-        annotated: annotation(pod, "culvert.dev/enrolled") == Some("true")
+        annotated: annotation(pod, ENROLLED) == Some("true")
             || annotation(pod, "ambient.istio.io/redirection") == Some("enabled"),
         readiness: settings.readiness,
     })
@@ -176,4 +177,6 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
+/// The annotation by which a pod's agent says that it receives HBONE for the pod.
+pub(in crate::control) const ENROLLED: &str = "culvert.dev/enrolled";
 const NETNS: &str = "culvert.dev/netns";

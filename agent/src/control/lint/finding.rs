@@ -84,7 +84,7 @@ impl<'a> Findings<'a> {
         let Problem { file, line, message, policy: _ } = problem;
         self.found.push(Finding {
             object: Some(key.to_string()),
-            file: Some(file.clone()),
+            file: file.clone(),
             line: *line,
             ..Finding::of(code, message.clone())
         });

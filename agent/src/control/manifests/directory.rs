@@ -1,4 +1,4 @@
-//! The files of a directory, what each of them says, and the index of it all.
+//! The files of a directory, what each of them says, and what changed in it all.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,11 +13,12 @@ use std::{
 };
 
 use super::{
-    super::{Index, Key, Record, Settings},
-    Problem,
+    super::{
+        Key, Problem, Record, Settings,
+        batch::{FileChange, Standing},
+    },
     document::{self, Contents, Fault, Format, Located, POLICY_GROUP},
 };
-use crate::mesh::Snapshot;
 
 /// A directory as it was last read.
 #[derive(Debug)]
@@ -27,7 +28,6 @@ pub(super) struct Directory {
     /// By name. Where two say something about one object the later counts, as with `kubectl apply -f`.
     files: BTreeMap<OsString, File>,
     applied: HashMap<Key, Arc<Record>>,
-    index: Index,
     /// Why the directory could not be read, if it could not.
     unreadable: Option<Problem>,
     duplicates: Vec<Problem>,
@@ -55,27 +55,26 @@ struct Item {
 
 impl Directory {
     pub(super) fn new(path: PathBuf, settings: Settings) -> Self {
-        let index = Index::new(&settings.root_namespace);
         Self {
             path,
             settings,
             files: BTreeMap::new(),
             applied: HashMap::new(),
-            index,
             unreadable: None,
             duplicates: Vec::new(),
             unused: HashSet::new(),
         }
     }
 
-    /// Reads what changed. Returns whether the mesh did.
+    /// Reads what changed. Returns what that is.
     ///
     /// # Errors
     /// Where the directory cannot be read; everything stays in force.
-    pub(super) fn scan(&mut self) -> io::Result<bool> {
+    pub(super) fn scan(&mut self) -> io::Result<Vec<FileChange>> {
         let names = self.names().inspect_err(|error| {
             let message = format!("cannot be read: {error}; everything stays in force");
-            self.unreadable = Some(Problem { file: self.path.clone(), line: None, message, policy: None });
+            self.unreadable =
+                Some(Problem { file: Some(self.path.clone()), line: None, message, policy: None });
         })?;
         self.unreadable = None;
         let before = self.files.len();
@@ -84,11 +83,7 @@ impl Directory {
         for name in names {
             changed |= self.read(name);
         }
-        Ok(changed && self.apply())
-    }
-
-    pub(super) fn snapshot(&mut self) -> Snapshot {
-        self.index.snapshot()
+        Ok(if changed { self.changes() } else { Vec::new() })
     }
 
     /// Returns what is wrong with a file that has never been read and may hold policies: nobody knows what they refuse.
@@ -126,8 +121,12 @@ impl Directory {
     /// Reads one file. Returns whether it says anything new.
     fn read(&mut self, name: OsString) -> bool {
         let path = self.path.join(&name);
-        let problem =
-            |Fault { line, message }| Problem { file: path.clone(), line: Some(line), message, policy: None };
+        let problem = |Fault { line, message }| Problem {
+            file: Some(path.clone()),
+            line: Some(line),
+            message,
+            policy: None,
+        };
         let bytes = match read_bounded(&path) {
             Ok(bytes) => bytes,
             // Deleted since the directory was listed.
@@ -138,7 +137,7 @@ impl Directory {
                 let new = File { hides_policies: true, ..File::default() };
                 let file = self.files.entry(name).or_insert(new);
                 let message = format!("cannot be read: {error}; what it said before stays in force");
-                file.problems = vec![Problem { file: path, line: None, message, policy: None }];
+                file.problems = vec![Problem { file: Some(path), line: None, message, policy: None }];
                 file.digest = None;
                 return false;
             }
@@ -155,7 +154,7 @@ impl Directory {
         if blank && !file.objects.is_empty() {
             // What a shell's `>` leaves for as long as the command before it takes.
             let message = "is empty; what it said before stays in force until the file is deleted".to_owned();
-            file.problems = vec![Problem { file: path, line: None, message, policy: None }];
+            file.problems = vec![Problem { file: Some(path), line: None, message, policy: None }];
             return false;
         }
         let format = format(&name).unwrap_or(Format::Yaml);
@@ -175,8 +174,8 @@ impl Directory {
         }
     }
 
-    /// Brings the index up to what the files say together. Returns whether that changed the mesh.
-    fn apply(&mut self) -> bool {
+    /// Tells what the files say together from what they said before.
+    fn changes(&mut self) -> Vec<FileChange> {
         let mut wanted: HashMap<&Key, (&OsString, &Item)> = HashMap::with_capacity(self.applied.len());
         self.duplicates.clear();
         for (name, file) in &self.files {
@@ -187,23 +186,25 @@ impl Directory {
                     Path::new(other).display(),
                     earlier.line
                 );
-                let file = self.path.join(name);
+                let file = Some(self.path.join(name));
                 self.duplicates.push(Problem { file, line: Some(item.line), message, policy: None });
             }
         }
-        let mut changed = false;
+        let mut changes = Vec::new();
         self.applied.retain(|key, _| {
             let keep = wanted.contains_key(key);
-            changed |= !keep && self.index.delete(key);
+            changes.extend((!keep).then(|| FileChange::Delete(key.clone())));
             keep
         });
-        for (key, (_, item)) in wanted {
+        for (key, (name, item)) in wanted {
             if !self.applied.get(key).is_some_and(|applied| Arc::ptr_eq(applied, &item.record)) {
-                changed |= self.index.apply(&item.record);
+                let (file, line) = (self.path.join(name), item.line);
+                let record = Arc::clone(&item.record);
+                changes.push(FileChange::Apply(Standing { record, file, line }));
                 self.applied.insert(key.clone(), Arc::clone(&item.record));
             }
         }
-        changed
+        changes
     }
 
     fn mention(&mut self, unused: Vec<String>) {

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value;
 
 use super::{
-    super::{FieldPath, Index, Key, Kind, PolicyNotice, Record, Settings, Severity, convert::Content},
-    Problem,
+    super::{
+        FieldPath, Index, Key, Kind, PolicyNotice, Problem, Record, Settings, Severity, convert::Content,
+    },
     document::{Fault, Reader},
     source::Source,
 };

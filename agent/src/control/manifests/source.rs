@@ -10,8 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    super::FieldPath,
-    Problem,
+    super::{FieldPath, Problem},
     directory::{format, read_bounded, text},
     document::{Document, Fault, Format, documents},
     items::Items,
@@ -39,7 +38,7 @@ impl Source {
     /// # Errors
     /// Where it cannot be read, or is no text.
     pub fn read(path: PathBuf) -> Result<Arc<Self>, Problem> {
-        let problem = |line, message| Problem { file: path.clone(), line, message, policy: None };
+        let problem = |line, message| Problem { file: Some(path.clone()), line, message, policy: None };
         let bytes = read_bounded(&path).map_err(|error| problem(None, format!("cannot be read: {error}")))?;
         let text = text(&bytes).map_err(|Fault { line, message }| problem(Some(line), message))?.to_owned();
         Ok(Self::new(path, text))
@@ -84,7 +83,7 @@ impl Source {
 
     /// Says what is wrong in the file.
     pub fn problem(&self, line: Option<usize>, message: String) -> Problem {
-        Problem { file: self.path.clone(), line, message, policy: None }
+        Problem { file: Some(self.path.clone()), line, message, policy: None }
     }
 
     pub(super) fn fault(&self, Fault { line, message }: Fault) -> Problem {

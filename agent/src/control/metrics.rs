@@ -11,10 +11,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use super::{
-    super::{Kind, Severity},
-    Problem,
-};
+use super::{Kind, Problem, Severity};
 
 /// Counts what is listed about policies when somebody asks.
 #[derive(Debug)]

@@ -1,15 +1,15 @@
-//! What people are told about the manifests.
+//! What people are told about the objects of the mesh.
 
 use std::{fmt, path::PathBuf};
 
-use super::super::{Kind, Severity};
+use super::{Kind, Severity};
 
-/// Something wrong in the manifests, or something that people must know about a policy in them. It stays listed until it is
+/// Something wrong in the objects of the mesh, or something that people must know about a policy in them. It stays listed until it is
 /// put right.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Problem {
-    /// The file, or the directory itself.
-    pub file: PathBuf,
+    /// The file, or the directory itself; none where it is about an object in the API server.
+    pub file: Option<PathBuf>,
     /// The line, counted from 1, where one can be told.
     pub line: Option<usize>,
     /// What is wrong, and what is in force instead.
@@ -27,7 +27,10 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        match &self.file {
+            Some(file) => write!(f, "{}", file.display())?,
+            None => f.write_str("API server")?,
+        }
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }
