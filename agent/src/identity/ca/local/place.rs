@@ -52,6 +52,16 @@ impl IssuerPem {
     pub const KEY: &str = "tls.key";
     /// The part of the roots.
     pub const ROOTS: &str = "ca.crt";
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.certificate.is_empty()
+    }
+
+    /// Whether all of its parts are those of another.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.certificate, &self.key, &self.roots) == (&other.certificate, &other.key, &other.roots)
+    }
 }
 
 /// Without the key.
