@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod sandbox;
 pub mod shutdown;
 
+mod container_runtime;
 mod report;
 mod succession;
 
@@ -32,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::AgentArgs,
+    container_runtime::ContainerRuntime,
     control::{
         Control,
         kube::{PodReport, PodState},
@@ -100,7 +102,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let context =
         proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
     let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
-    let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), svids.clone());
+    let runtime = ContainerRuntime::start(&args, &capture)?;
+    let pods = (svids.clone(), runtime.sandboxes());
+    let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), pods);
 
     let state = report::State::new(&args.node, &trust_domain, shutdown.clone(), &args.instance);
     let report = report::Sources {
@@ -113,12 +117,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         svids,
         pool: pool.clone(),
         proxy: context.clone(),
+        cni: runtime.problem(),
     };
     let admin = Arc::new(report.into_admin(registry));
     let hand_over = succession::hand_over(enroller.handover(), &shutdown);
     tokio::spawn(succession::until_handed_over(shutdown.clone(), admin.clone().serve_public(admin_listener)));
     tokio::spawn(admin.serve_private(socket_listener, hand_over));
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
+    tokio::spawn(runtime.serve(mesh.clone(), enroller.status(), shutdown.clone()));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
 
     let (begun, reports) = tokio::sync::watch::channel(None);
@@ -209,6 +215,11 @@ async fn until_signal(
 
 fn default_socket(node: &str) -> PathBuf {
     PathBuf::from(format!("/run/culvert/{node}.sock"))
+}
+
+/// Returns where a file of a node's agent is that outlives the agent, and goes with `culvert cleanup`.
+fn run_file(node: &str, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("/run/culvert/{node}{suffix}"))
 }
 
 /// How long tunnels without streams may take to close.

@@ -86,6 +86,8 @@ pub(crate) struct Sources {
     pub(crate) svids: SvidStore,
     pub(crate) pool: Pool,
     pub(crate) proxy: Arc<proxy::Context>,
+    /// What keeps the CNI plugin from being in the chain; empty where nothing does.
+    pub(crate) cni: watch::Receiver<String>,
 }
 
 impl Sources {
@@ -110,6 +112,7 @@ impl Sources {
         let api_server = self.api_server.clone();
         let (pods, problems, mesh) = (self.pods.clone(), self.problems.clone(), self.mesh.clone());
         let (svids, proxy) = (self.svids.clone(), self.proxy.clone());
+        let cni = self.cni.clone();
         let notes = Box::new(move || {
             let pods = pods.pods().into_iter().filter(|pod| !matches!(&*pod.state, "enrolled" | "leaving"));
             let pods = pods.map(|pod| format!("pod {} is not enrolled: {}", pod.workload(), pod.state));
@@ -120,6 +123,11 @@ impl Sources {
                 .chain(api_server.iter().flat_map(Health::notes))
                 .chain(certificate_notes(&svids))
                 .chain(proxy.unenforced().iter().map(ToString::to_string))
+                .chain(
+                    Some(cni.borrow().clone())
+                        .filter(|problem| !problem.is_empty())
+                        .map(|problem| format!("the CNI plugin is not in the chain: {problem}")),
+                )
                 .collect()
         });
         let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());

@@ -348,7 +348,7 @@ fn a_pod_without_its_namespace_is_reported_and_enrolled_once_that_is_repaired() 
     let (client, other) = (world.pod("client", "node-a"), world.pod("other", "node-b"));
     world.wait_enrolled(&[&client, &other]);
     for (name, wrong, what) in [
-        ("without", None, "annotate the Pod with culvert.dev/netns"),
+        ("without", None, "its sandbox is not found"),
         ("nowhere", Some("/run/netns/no-such-namespace".into()), "no-such-namespace"),
         ("elsewhere", Some(other.netns().path().to_owned()), "does not hold the pod's address"),
         ("nothing", Some("/etc/hostname".into()), "not a network namespace"),

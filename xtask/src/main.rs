@@ -9,6 +9,7 @@ mod cluster;
 mod command;
 mod debian;
 mod demo;
+mod image;
 mod layout;
 mod lint;
 mod setup;
@@ -33,6 +34,8 @@ enum Task {
     Setup,
     /// Build the agent and its eBPF programs
     Build(build::Options),
+    /// Make a container image of the agent
+    Image(image::Options),
     /// Show the mesh at work: two nodes, six pods, real programs, and what it costs
     Demo(demo::Options),
     /// A Kubernetes cluster of two nodes on this machine: bring it up, look into it, take it down
@@ -64,6 +67,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Setup => setup::run(setup::Purpose::Test),
         Task::Build(options) => build::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Cluster(options) => cluster::run(&options),
         Task::Tidy => tidy::run(),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! TLS, HTTP/2 ──► token: whose, which node ──► rate ──► identity, CSR, lifetime ──► does it run on that node?
-//!   listener        caller, jwks                rate      service, csr                authorize (Snapshot)
+//!   listener        caller: signed or review    rate      service, csr                authorize (Snapshot)
 //!                                                                                        │
 //! answer ◄── audit line ◄── checked ◄── CertificateAuthority::sign ◄─────────────────────┘
 //! ```
@@ -20,18 +20,26 @@ mod listener;
 mod metrics;
 mod rate;
 mod refusal;
+mod review;
+mod roots;
+mod secret;
 mod service;
+mod signed;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     audit::Audit,
-    caller::{Callers, ServiceAccount, TokenRules},
+    caller::{Callers, ServiceAccount},
     certificate::{CertificateError, ServerCertificate},
     csr::{CsrRefusal, check_request},
     jwks::{Jwks, JwksError},
     listener::serve,
     metrics::Metrics,
+    review::{ReviewError, ReviewRules, Reviews},
+    roots::publish as publish_roots,
+    secret::{AuthoritySecret, Followed as FollowedSecret},
     service::{CaService, ServiceConfig},
+    signed::{SignedTokens, TokenRules},
 };

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use tonic::{Code, Status, metadata::MetadataValue};
 
-use super::{authorize::Denied, caller::Unauthenticated, csr::CsrRefusal};
+use super::{authorize::Denied, caller::Unauthenticated, csr::CsrRefusal, review::ReviewError};
 use crate::{
     identity::{CaError, Rejected},
     mesh::{IdentityError, TrustDomain},
@@ -15,6 +15,8 @@ use crate::{
 pub(super) enum Refusal {
     #[error(transparent)]
     Unauthenticated(#[from] Unauthenticated),
+    #[error(transparent)]
+    ApiServer(#[from] ReviewError),
     #[error("this node asks too often: ask again in {}", humantime::format_duration(whole(*.0)))]
     TooOften(Duration),
     #[error("the metadata's ImpersonatedIdentity is no identity: {0}")]
@@ -43,6 +45,7 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Unauthenticated(_) => "unauthenticated",
+            Self::ApiServer(_) => "api_server_failed",
             Self::TooOften(_) => "rate_limited",
             Self::Identity(_) | Self::TrustDomain { .. } => "bad_identity",
             Self::Csr(_) => "bad_request",
@@ -56,8 +59,9 @@ impl Refusal {
     }
 
     /// All reasons, for metrics that are there before the first refusal.
-    pub(super) const REASONS: [&'static str; 10] = [
+    pub(super) const REASONS: [&'static str; 11] = [
         "unauthenticated",
+        "api_server_failed",
         "rate_limited",
         "bad_identity",
         "bad_request",
@@ -77,7 +81,7 @@ impl Refusal {
             Self::Identity(_) | Self::TrustDomain { .. } | Self::Csr(_) | Self::Lifetime { .. } => {
                 (Code::InvalidArgument, None)
             }
-            Self::Denied(Denied::Unknown(_)) => (Code::Unavailable, Some(SOON)),
+            Self::Denied(Denied::Unknown(_)) | Self::ApiServer(_) => (Code::Unavailable, Some(SOON)),
             Self::Denied(Denied::Elsewhere { .. }) => (Code::PermissionDenied, None),
             Self::Authority(_) | Self::Rejected(_) | Self::Overlong(_) | Self::Audit(_) => {
                 (Code::Unavailable, Some(LATER))
@@ -87,6 +91,10 @@ impl Refusal {
             // What is behind this server is no business of its callers.
             Self::Authority(_) | Self::Rejected(_) | Self::Overlong(_) => {
                 "the authority behind this server did not sign: its audit says why".to_owned()
+            }
+            Self::ApiServer(_) => {
+                "the API server did not say whose token this is: ask again; this server's audit says why"
+                    .to_owned()
             }
             Self::Audit(_) => "this server cannot write its audit".to_owned(),
             other => other.to_string(),

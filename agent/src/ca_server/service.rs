@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     audit::{Audit, Record, rfc3339},
-    authorize::authorize,
+    authorize::{Denied, authorize},
     caller::{Caller, Callers, Unauthenticated},
     csr::check_request,
     metrics::Metrics,
@@ -39,6 +39,8 @@ pub struct ServiceConfig {
     pub max_lifetime: Duration,
     /// How many requests a node may make each second.
     pub requests_per_node: NonZeroU32,
+    /// How long a request may wait for its pod to be heard of.
+    pub late_pods: Duration,
 }
 
 /// Answers requests for certificates.
@@ -101,7 +103,7 @@ impl CaService {
         request: &Request<CertificateRequest>,
         known: &mut Known,
     ) -> Result<(Issued, IssuedFacts), Refusal> {
-        let caller = known.caller.insert(self.callers.authenticate(bearer(request)?)?);
+        let caller = known.caller.insert(self.callers.authenticate(bearer(request)?).await?);
         self.rates.take(&caller.node, Instant::now()).map_err(Refusal::TooOften)?;
 
         let message = request.get_ref();
@@ -109,7 +111,7 @@ impl CaService {
         known.identity = Some(identity.to_string());
         let csr = check_request(&message.csr, &identity)?;
         let csr = csr.with_lifetime(self.lifetime(message.validity_duration)?);
-        authorize(&self.mesh.borrow().clone(), &caller.node, &identity)?;
+        self.authorize(&caller.node, &identity).await?;
         self.have_signed(&csr, &identity).await
     }
 
@@ -125,6 +127,23 @@ impl CaService {
             return Err(Refusal::TrustDomain { ours: ours.clone(), asked });
         }
         Ok(identity)
+    }
+
+    /// Waits for a pod that was made just now: this server may hear of it a moment after its node's agent.
+    async fn authorize(&self, node: &str, identity: &Identity) -> Result<(), Denied> {
+        let mut mesh = self.mesh.clone();
+        let waiting = async {
+            loop {
+                let outcome = authorize(&mesh.borrow_and_update().clone(), node, identity);
+                if outcome.is_ok() || mesh.changed().await.is_err() {
+                    return outcome;
+                }
+            }
+        };
+        match timeout(self.config.late_pods, waiting).await {
+            Ok(outcome) => outcome,
+            Err(_) => authorize(&self.mesh.borrow().clone(), node, identity),
+        }
     }
 
     fn lifetime(&self, asked: i64) -> Result<Duration, Refusal> {

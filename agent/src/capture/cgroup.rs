@@ -11,6 +11,7 @@ use std::{
 use agent_ebpf::{KUBEPODS_LEVELS, MAX_KUBEPODS};
 
 use super::Error;
+use crate::sandbox::is_kubepods;
 
 /// The inode of a kernfs root directory. A cgroup namespace shows another directory as the root, which has another.
 const ROOT_INODE: u64 = 1;
@@ -58,6 +59,11 @@ impl Root {
             None => "no cgroup2 file system is mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup`"
                 .to_owned(),
         }))
+    }
+
+    /// Returns where it is mounted.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Returns the directory, to attach programs to.
@@ -111,12 +117,6 @@ fn search(directory: &Path, levels: u32, found: &mut Vec<u64>) -> io::Result<()>
         }
     }
     Ok(())
-}
-
-/// Returns whether the kubelet gives the cgroup of all pods this name, by either of its drivers, with `--cgroup-root` or
-/// without.
-fn is_kubepods(name: &str) -> bool {
-    matches!(name, "kubepods" | "kubepods.slice") || name.ends_with("-kubepods.slice")
 }
 
 /// The mounts that the agent sees.

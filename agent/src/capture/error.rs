@@ -62,8 +62,8 @@ pub enum Error {
     },
     /// A pod's network namespace cannot be entered, or its sockets not be made.
     #[error(
-        "network namespace {netns}: {source}; check the annotation culvert.dev/netns: the pod may have ended, or the agent \
-         lacks CAP_SYS_ADMIN or CAP_SYS_PTRACE"
+        "network namespace {netns}: {source}; the pod may have ended, its annotation culvert.dev/netns lead elsewhere, or the \
+         agent lack CAP_SYS_ADMIN or CAP_SYS_PTRACE"
     )]
     Netns {
         /// Which namespace.
@@ -120,7 +120,11 @@ impl Error {
     pub(super) fn missing(netns: &NetNs, address: IpAddr) -> Self {
         Self::refused(
             netns,
-            format!("it does not hold the pod's address {address}; check the annotation culvert.dev/netns"),
+            format!(
+                "it does not hold the pod's address {address}: it is another's, or the runtime keeps the address out of reach \
+                 of the node's sockets (gVisor, a virtual machine); check runtimeClassName, and the annotation \
+                 culvert.dev/netns where the pod has one"
+            ),
         )
     }
 

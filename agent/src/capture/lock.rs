@@ -16,6 +16,9 @@ use super::Error;
 /// Where the lock files are. Not beside the pins: bpffs holds no regular files.
 const DIRECTORY: &str = "/run/culvert";
 
+/// How the files of a node's agent are called there, besides the lock.
+const FILES: &[&str] = &[".sock", "-cni.sock", "-cni.json", "-attachments.json", "-kubeconfig"];
+
 /// Returns the names of the nodes that have a lock file.
 pub(super) fn nodes() -> impl Iterator<Item = String> {
     let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
@@ -60,14 +63,16 @@ impl Lock {
         }
     }
 
-    /// Gives the lock back and leaves no file; also not the socket of an agent that was killed, which is returned.
-    pub(super) fn remove(self) -> Option<PathBuf> {
-        let socket = self.path.with_extension("sock");
-        let removed = fs::remove_file(&socket).is_ok();
+    /// Gives the lock back and leaves no file; also not the sockets of an agent that was killed, nor what it saved for the
+    /// next one and for the CNI plugin. Returns what there was of those.
+    pub(super) fn remove(self) -> Vec<PathBuf> {
+        let stem = self.path.with_extension("");
+        let left = FILES.iter().map(|suffix| PathBuf::from(format!("{}{suffix}", stem.display())));
+        let removed = left.filter(|path| fs::remove_file(path).is_ok()).collect();
         // Nothing depends on it: a file that stays is taken over by the next agent.
         let _ = fs::remove_file(&self.path);
         // Another node's lock keeps the directory.
         let _ = fs::remove_dir(DIRECTORY);
-        removed.then_some(socket)
+        removed
     }
 }

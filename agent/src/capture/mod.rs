@@ -158,6 +158,27 @@ impl Capture {
         PodCapture::enroll(Arc::clone(self), netns, addresses, plaintext)
     }
 
+    /// Returns where the root of the cgroup v2 hierarchy is mounted.
+    pub fn cgroup_root(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Returns the cookies of the namespaces that an earlier agent enrolled with one of these addresses, and this one has
+    /// not: of a pod whose namespace is not found, all that is known.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn abandoned_with(&self, addresses: &HashSet<IpAddr>) -> Result<Vec<u64>, Error> {
+        let mut found = Vec::new();
+        for (netns, slot) in self.slots.abandoned(&HashSet::new()) {
+            let held = self.tables.read_pod(slot)?.addresses;
+            if held.iter().any(|address| addresses.contains(&IpAddr::from(*address))) {
+                found.push(netns);
+            }
+        }
+        Ok(found)
+    }
+
     /// Looks again for the cgroups that the kubelet keeps pods in: it may have made them since. What runs in them shares
     /// the node's network and is not the node.
     ///

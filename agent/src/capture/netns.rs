@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process,
     sync::Arc,
@@ -50,6 +53,15 @@ impl NetNs {
             .map_err(|source| Error::Netns { netns: at.to_string(), source })
     }
 
+    /// Takes an open namespace, which the log calls `name`.
+    ///
+    /// # Errors
+    /// Where the file is no network namespace.
+    pub fn from_file(file: File, name: &str) -> Result<Self, Error> {
+        let opened = Self::new(file, name.to_owned());
+        opened.map_err(|source| Error::Netns { netns: name.to_owned(), source })
+    }
+
     /// Opens the namespace of the calling thread.
     pub(super) fn current() -> Result<Self, Error> {
         let path = Path::new("/proc/thread-self/ns/net");
@@ -70,6 +82,15 @@ impl NetNs {
     /// Returns the namespace's cookie (`SO_NETNS_COOKIE`): unique since boot, never reused.
     pub fn cookie(&self) -> u64 {
         self.shared.cookie
+    }
+
+    /// Returns what the namespace is known by in the file system: device and inode (nsfs).
+    ///
+    /// # Errors
+    /// Where the kernel refuses to tell.
+    pub fn inode(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.shared.file.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
     }
 
     /// Runs a closure on this thread inside the namespace. Sockets that it makes belong there for life.

@@ -109,6 +109,22 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
 
+    /// The proc file system of the host's process namespace: in a container without hostPID, where the host's /proc is
+    /// mounted. A pod's network namespace is found through it.
+    #[arg(long, env = "CULVERT_HOST_PROC", value_name = "DIR", default_value = "/proc")]
+    pub host_proc: PathBuf,
+
+    /// The container runtime's directory of network configurations, usually /etc/cni/net.d: the agent adds its plugin at the
+    /// end of the first one's chain and keeps it there, also when the agent ends; `culvert cleanup` takes it out. Without
+    /// it a pod is noticed when it has started already.
+    #[arg(long, env = "CULVERT_CNI_CONF_DIR", value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// The container runtime's directory of plugins, usually /opt/cni/bin, into which the agent copies itself as
+    /// `culvert-cni`. Without it the plugin must be there already.
+    #[arg(long, env = "CULVERT_CNI_BIN_DIR", value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+
     /// Who signs the workloads' certificates.
     #[command(flatten)]
     pub authority: AuthorityArgs,

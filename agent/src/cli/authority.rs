@@ -12,10 +12,10 @@ use crate::{
     mesh::TrustDomain,
 };
 
-/// The authority that signs the workloads' certificates: exactly one.
+/// The authority that signs the workloads' certificates: exactly one, but for `culvert ca serve --kube`, which has its own.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Certificate authority")]
-#[command(group = ArgGroup::new("authority").required(true).multiple(false)
+#[command(group = ArgGroup::new("authority").required(false).multiple(false)
     .args(["ca_dir", "issuer_cert", "ca_address", "vault_address"]))]
 #[group(skip)]
 pub struct AuthorityArgs {
@@ -73,6 +73,12 @@ pub struct AuthorityArgs {
 pub(crate) type Opened = (Arc<dyn CertificateAuthority>, TrustDomain, Option<Arc<LocalCa>>);
 
 impl AuthorityArgs {
+    /// Whether an authority is named at all.
+    pub(crate) fn is_named(&self) -> bool {
+        let Self { ca_dir, issuer_cert, ca_address, vault, .. } = self;
+        ca_dir.is_some() || issuer_cert.is_some() || ca_address.is_some() || vault.vault_address.is_some()
+    }
+
     /// Opens the authority; it signs certificates that are valid for `lifetime`. Must be called within a Tokio runtime.
     ///
     /// # Errors
@@ -119,7 +125,9 @@ impl AuthorityArgs {
             };
             return LocalCa::open_files(files).context("opening the certificate authority of --issuer-cert");
         }
-        let dir = self.ca_dir.as_ref().context("no certificate authority was named: --ca-dir names one")?;
+        let dir = self.ca_dir.as_ref().context(
+            "no certificate authority was named: name one by --ca-dir, --issuer-cert, --ca-address or --vault-address",
+        )?;
         LocalCa::open(dir).with_context(|| format!("opening the certificate authority in {}", dir.display()))
     }
 
@@ -150,7 +158,7 @@ impl AuthorityArgs {
     }
 }
 
-fn default_trust_domain() -> TrustDomain {
+pub(crate) fn default_trust_domain() -> TrustDomain {
     "cluster.local".parse().expect("a valid trust domain")
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 
-use crate::capture::Capture;
+use crate::{capture::Capture, cni};
 
 /// Remove every program, map, link and file that Culvert put on this node
 ///
@@ -24,6 +24,14 @@ pub(super) struct CleanupArgs {
     #[arg(long, env = "CULVERT_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
 
+    /// The container runtime's directory of network configurations.
+    #[arg(long, env = "CULVERT_CNI_CONF_DIR", value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_conf_dir: PathBuf,
+
+    /// The container runtime's directory of plugins.
+    #[arg(long, env = "CULVERT_CNI_BIN_DIR", value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: PathBuf,
+
     /// Where the BPF file system is.
     #[arg(long, env = "CULVERT_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
@@ -32,6 +40,7 @@ pub(super) struct CleanupArgs {
 /// Removes everything and says what it was.
 pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<()> {
     let mut removed = Capture::cleanup(args.node.as_deref(), &args.bpffs)?;
+    removed.extend(cni::install::uninstall(&args.cni_conf_dir, &args.cni_bin_dir, args.node.as_deref())?);
     removed.extend(args.socket.as_deref().and_then(remove_socket));
     for what in &removed {
         println!("removed {what}");

@@ -5,6 +5,7 @@ mod authority;
 mod ca;
 mod certs;
 mod cleanup;
+pub mod cni;
 mod crds;
 mod policy;
 mod ready;
@@ -43,6 +44,9 @@ enum Command {
     Ready(ready::ReadyArgs),
     /// Show what the agent of this node does.
     Status(status::StatusArgs),
+    /// Act as the CNI plugin: a container runtime calls this, nobody else.
+    #[command(hide = true)]
+    Cni,
     /// Remove every program, map, link and file that Culvert put on this node.
     Cleanup(cleanup::CleanupArgs),
 }
@@ -61,6 +65,7 @@ impl Cli {
             Command::Crds(_) => crds::run(),
             Command::Ready(args) => return ready::run(&args),
             Command::Status(args) => status::run(&args),
+            Command::Cni => return Ok(cni::run()),
             Command::Cleanup(args) => cleanup::run(&args),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -43,7 +43,7 @@ fn only_socket() -> anyhow::Result<PathBuf> {
             )
         })?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock") && !is_plugins(path))
         .collect();
     match sockets.as_slice() {
         [socket] => Ok(socket.clone()),
@@ -56,6 +56,12 @@ fn only_socket() -> anyhow::Result<PathBuf> {
             bail!("several agents run here: pick one with --node, of {}", nodes.join(", "))
         }
     }
+}
+
+/// Whether a socket is the one on which the CNI plugin asks the agent of another's lock.
+fn is_plugins(path: &Path) -> bool {
+    let node = path.file_stem().and_then(|stem| stem.to_str()?.strip_suffix("-cni"));
+    node.is_some_and(|node| path.with_file_name(format!("{node}.lock")).exists())
 }
 
 /// Asks the agent for a path and returns the answer's body.

@@ -1,20 +1,21 @@
 //! One pod that is in the mesh, or leaves it: what of it the kernel has been told.
 
-use std::{net::IpAddr, os::unix::fs::MetadataExt as _};
+use std::net::IpAddr;
 
 use tokio::time::Instant;
 
 use crate::{
     capture,
-    mesh::{NetnsRef, Plaintext},
+    mesh::Plaintext,
     proxy::{Pod, Terms},
 };
+
+use super::place::Place;
 
 /// A pod that is in the mesh, or leaves it.
 pub(super) struct Member {
     pub(super) pod: Pod,
-    pub(super) netns: NetnsRef,
-    pub(super) inode: Option<Inode>,
+    pub(super) place: Place,
     /// When the pod has left the mesh, where it leaves.
     pub(super) leaving: Option<Instant>,
     /// The addresses that the kernel knows.
@@ -29,15 +30,10 @@ pub(super) struct Member {
 
 impl Member {
     /// Takes in a pod for which the kernel has been told what it does with plaintext.
-    pub(super) fn new(
-        pod: Pod,
-        (netns, inode): (NetnsRef, Option<Inode>),
-        addresses: &[IpAddr],
-        plaintext: Plaintext,
-    ) -> Self {
+    pub(super) fn new(pod: Pod, place: Place, addresses: &[IpAddr], plaintext: Plaintext) -> Self {
         let addresses = addresses.to_vec();
         let wanted = plaintext.clone();
-        Self { pod, netns, inode, leaving: None, addresses, wanted, plaintext: Some(plaintext), sweep: false }
+        Self { pod, place, leaving: None, addresses, wanted, plaintext: Some(plaintext), sweep: false }
     }
 
     /// Returns what the kernel does with plaintext; none where it could not be told.
@@ -53,10 +49,9 @@ impl Member {
         }
     }
 
-    /// Begins the pod's leave, which is over at `end`: its new connections are let alone from now on, and so is plaintext
-    /// that comes to it, which peers send that know.
-    pub(super) fn leave(&mut self, end: Instant) {
-        self.leaving = Some(end);
+    /// Begins the pod's leave, which is over when [`Self::leaving`] says: its new connections are let alone from now on,
+    /// and so is plaintext that comes to it, which peers send that know.
+    pub(super) fn stop_capture(&mut self) {
         let workload = self.pod.workload();
         if let Err(error) = self.pod.capture().stop_capture() {
             tracing::error!(pod = %workload, %error, "its traffic is still captured");
@@ -115,18 +110,6 @@ pub(super) enum Gone {
     Identity,
     /// Its place in the mesh only: its connections go on.
     Membership,
-}
-
-/// What a namespace is known by in the file system: device and inode (nsfs).
-pub(super) type Inode = (u64, u64);
-
-/// Returns which namespace the name leads to now; none where it leads nowhere.
-pub(super) fn inode(at: &NetnsRef) -> Option<Inode> {
-    let metadata = match at {
-        NetnsRef::Path(path) => std::fs::metadata(path),
-        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
-    };
-    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// Ends a pod's membership. Its entries in the kernel stay where its namespace has an heir, who takes them over.

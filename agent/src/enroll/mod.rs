@@ -8,9 +8,13 @@
 //!
 //! The kernel's maps are derived from the snapshot, never the truth; a pod that cannot be enrolled is tried again, and
 //! until then stays as it is: what an earlier agent captured stays captured, and fails closed.
+//!
+//! Where a pod's namespace is: where the annotation `culvert.dev/netns` says, else where `sandbox` finds it. The addresses
+//! that the container runtime gave a pod count until the snapshot knows them.
 
 mod handover;
 mod member;
+mod place;
 mod status;
 
 use std::{
@@ -30,8 +34,10 @@ use crate::{
     identity::SvidStore,
     mesh::{Enrollment, Identity, NetnsRef, Snapshot, Workload},
     proxy::{Context, Pod, Terms},
+    sandbox::{self, Sandboxes},
 };
-use member::{Gone, Member, end, inode};
+use member::{Gone, Member, end};
+use place::Place;
 
 pub use handover::{Handover, NotHandedOver};
 pub use status::{PodStatus, Status};
@@ -52,11 +58,14 @@ pub struct Enroller {
     capture: Arc<Capture>,
     context: Arc<Context>,
     svids: SvidStore,
+    sandboxes: Sandboxes,
     pods: HashMap<Arc<str>, Member>,
     /// The kernel may hold entries that are no pod's of ours: an earlier agent's, or those of a pod whose namespace is
     /// another's now.
     loose: bool,
     failures: HashMap<Arc<str>, Failure>,
+    /// The snapshot that the kernel knows the destinations of.
+    told: Option<Arc<Snapshot>>,
     status: Status,
     handover: (Handover, handover::Requests),
 }
@@ -78,7 +87,12 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 impl Enroller {
     /// Prepares to enrol the pods of the node.
-    pub fn new(config: Config, capture: Arc<Capture>, context: Arc<Context>, svids: SvidStore) -> Self {
+    pub fn new(
+        config: Config,
+        capture: Arc<Capture>,
+        context: Arc<Context>,
+        (svids, sandboxes): (SvidStore, Sandboxes),
+    ) -> Self {
         let Config { node, leave_period } = config;
         Self {
             node,
@@ -86,9 +100,11 @@ impl Enroller {
             capture,
             context,
             svids,
+            sandboxes,
             pods: HashMap::new(),
             loose: true,
             failures: HashMap::new(),
+            told: None,
             status: Status::default(),
             handover: handover::channel(),
         }
@@ -109,7 +125,7 @@ impl Enroller {
     ///
     /// # Errors
     /// Where the kernel's maps cannot be written; the agent cannot work then.
-    pub fn begin(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
+    pub fn begin(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), capture::Error> {
         self.reconcile(snapshot)
     }
 
@@ -117,9 +133,19 @@ impl Enroller {
     /// send its traffic out in plaintext.
     fn forget_loose(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
         let kept = self.pods.values().map(|member| member.pod.capture().netns().cookie());
-        let failed = self.wanted(snapshot).filter(|w| self.failures.contains_key(&w.uid));
-        let failed = failed.filter_map(|w| NetNs::open(w.netns.as_ref()?).ok()).map(|netns| netns.cookie());
-        self.capture.forget_others(&kept.chain(failed).collect::<HashSet<_>>())?;
+        let mut kept: HashSet<_> = kept.collect();
+        let mut lost = HashSet::new();
+        for pod in self.wanted(snapshot).filter(|pod| self.failures.contains_key(&pod.uid)) {
+            match &pod.netns {
+                Some(at) => kept.extend(NetNs::open(at).map(|netns| netns.cookie())),
+                // Whose namespace is not found is known by its addresses.
+                None => lost.extend(pod.addresses.iter().copied()),
+            }
+        }
+        if !lost.is_empty() {
+            kept.extend(self.capture.abandoned_with(&lost)?);
+        }
+        self.capture.forget_others(&kept)?;
         // While one fails, what it keeps may become nobody's.
         self.loose = !self.failures.is_empty();
         Ok(())
@@ -138,7 +164,7 @@ impl Enroller {
         let mut finished = std::pin::pin!(context.finished());
         let mut draining = false;
         loop {
-            let handed_over = self.capture.is_handed_over();
+            let (handed_over, sandboxes) = (self.capture.is_handed_over(), self.sandboxes.clone());
             let next = if handed_over { Instant::now() + LOOK_AGAIN } else { self.next_deadline() };
             tokio::select! {
                 () = drain.cancelled(), if !draining => {
@@ -152,6 +178,7 @@ impl Enroller {
                     continue;
                 }
                 Ok(()) = mesh.changed() => {}
+                () = sandboxes.changed(), if !draining && !handed_over => if !self.hasten() { continue },
                 () = sleep_until(next), if !draining => {
                     if handed_over && self.capture.is_orphaned(&self.node) {
                         return Err(capture::Error::Orphaned);
@@ -202,31 +229,56 @@ impl Enroller {
     fn set_terms(&mut self, snapshot: &Snapshot) {
         for workload in snapshot.on_node(&self.node) {
             if let Some(member) = self.pods.get_mut(&workload.uid) {
-                member.set_terms(Terms::new(workload, snapshot));
+                member.set_terms(Terms::new(&addressed(workload, &self.sandboxes), snapshot));
             }
         }
     }
 
-    fn wanted<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Arc<Workload>> {
-        snapshot.on_node(&self.node).filter(|workload| workload.enrollment == Enrollment::Enrolled)
+    /// Has the pods tried again at once whose sandbox was not found. Returns whether there is anything to look at.
+    fn hasten(&mut self) -> bool {
+        let mut any = false;
+        for failure in self.failures.values_mut().filter(|failure| failure.netns.is_none()) {
+            failure.retry = Instant::now();
+            any = true;
+        }
+        any || self.pods.values().any(|member| match &member.place {
+            Place::Annotated(..) => false,
+            Place::Sandbox(sandbox) => !self.sandboxes.is_current(&member.pod.workload(), sandbox),
+        })
     }
 
-    fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), capture::Error> {
-        let wanted: HashMap<_, _> = self.wanted(snapshot).map(|w| (w.uid.clone(), w.clone())).collect();
+    fn wanted<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = Arc<Workload>> + 'a {
+        let wanted =
+            snapshot.on_node(&self.node).filter(|workload| workload.enrollment == Enrollment::Enrolled);
+        wanted.map(|workload| addressed(workload, &self.sandboxes))
+    }
+
+    fn reconcile(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), capture::Error> {
+        let wanted: HashMap<_, _> = self.wanted(snapshot).map(|w| (w.uid.clone(), w)).collect();
         let present: HashSet<_> = snapshot.on_node(&self.node).map(|w| w.uid.clone()).collect();
         self.failures.retain(|uid, _| wanted.contains_key(uid));
+        self.begin_leaves(&wanted, &present, snapshot);
         self.remove(&wanted, &present);
         // Policy first: what is refused from now on must not wait for the rest.
         self.set_terms(snapshot);
         // Destinations before pods: a pod that is captured must never meet a map that does not know its peers yet.
-        self.capture.set_destinations(&snapshot.destinations(&self.node))?;
+        if !self.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, snapshot)) {
+            self.capture.set_destinations(&snapshot.destinations(&self.node))?;
+            self.told = Some(Arc::clone(snapshot));
+        }
         self.retain_identities(&wanted);
         for (uid, workload) in wanted {
             if self.waits(&workload) {
                 continue;
             }
             match self.keep(&workload, snapshot) {
-                Ok(()) => drop(self.failures.remove(&uid)),
+                Ok(kept) => {
+                    self.failures.remove(&uid);
+                    if kept == Kept::New {
+                        // At once: peers and the container runtime wait for it.
+                        self.publish(snapshot);
+                    }
+                }
                 Err(error) => self.note_failure(uid, &workload, &error),
             }
         }
@@ -238,6 +290,33 @@ impl Enroller {
         Ok(())
     }
 
+    /// Says which pods leave the mesh, and then lets their traffic alone: peers are to know first.
+    fn begin_leaves(
+        &mut self,
+        wanted: &HashMap<Arc<str>, Arc<Workload>>,
+        present: &HashSet<Arc<str>>,
+        snapshot: &Snapshot,
+    ) {
+        let end = Instant::now() + self.leave_period;
+        let leaves = |(uid, member): &(&Arc<str>, &Member)| {
+            member.leaving.is_none() && !wanted.contains_key(*uid) && present.contains(*uid)
+        };
+        let leavers: Vec<_> = self.pods.iter().filter(leaves).map(|(uid, _)| uid.clone()).collect();
+        if leavers.is_empty() {
+            return;
+        }
+        for uid in &leavers {
+            if let Some(member) = self.pods.get_mut(uid) {
+                tracing::info!(pod = %member.pod.workload(), "the pod leaves the mesh");
+                member.leaving = Some(end);
+            }
+        }
+        self.publish(snapshot);
+        for uid in &leavers {
+            self.pods.get_mut(uid).into_iter().for_each(Member::stop_capture);
+        }
+    }
+
     /// Lets go of the pods that are no longer wanted.
     fn remove(&mut self, wanted: &HashMap<Arc<str>, Arc<Workload>>, present: &HashSet<Arc<str>>) {
         let now = Instant::now();
@@ -245,10 +324,7 @@ impl Enroller {
         for (uid, member) in &mut self.pods {
             let workload = member.pod.workload();
             if let Some(wanted) = wanted.get(uid) {
-                // The same name may lead to another namespace: the pod's sandbox was made anew.
-                let moved = wanted.netns.as_ref() != Some(&member.netns)
-                    || inode(&member.netns).is_some_and(|now| member.inode != Some(now));
-                if moved {
+                if member.place.has_moved(wanted, &self.sandboxes) {
                     tracing::info!(pod = %workload, "the pod has another network namespace now");
                     ended.push((uid.clone(), Gone::Namespace));
                 } else if wanted.identity != workload.identity {
@@ -259,18 +335,14 @@ impl Enroller {
                 }
             } else if !present.contains(uid) {
                 ended.push((uid.clone(), Gone::Pod));
-            } else if member.leaving.is_none() {
-                tracing::info!(pod = %workload, "the pod leaves the mesh");
-                member.leave(now + self.leave_period);
             } else if member.leaving.is_some_and(|end| end <= now) {
                 ended.push((uid.clone(), Gone::Membership));
             }
         }
         for (uid, what) in ended {
             if let Some(member) = self.pods.remove(&uid) {
-                let heir = wanted.values().any(|heir| {
-                    heir.netns.as_ref() == Some(&member.netns) && (heir.uid != uid || what == Gone::Identity)
-                });
+                let heir = what == Gone::Identity
+                    || wanted.values().any(|heir| member.place.is_also_of(heir) && heir.uid != uid);
                 // Un-enrolled first, the heir's traffic would go out in plaintext until it is enrolled.
                 self.loose |= heir;
                 let gone = what != Gone::Membership;
@@ -305,18 +377,21 @@ impl Enroller {
     }
 
     /// Enrols a pod, or keeps one that is enrolled up to date.
-    fn keep(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot) -> Result<(), EnrollError> {
+    fn keep(&mut self, workload: &Arc<Workload>, snapshot: &Snapshot) -> Result<Kept, EnrollError> {
         // Whatever else is wrong with a pod, policy is in force for it.
         self.pods.get_mut(&workload.uid).map_or(Ok(()), Member::enforce)?;
-        let netns_at = workload.netns.clone().ok_or(EnrollError::NoNamespace)?;
+        if let Some(member) = self.pods.get_mut(&workload.uid) {
+            if workload.addresses.is_empty() {
+                return Err(EnrollError::NoAddress);
+            }
+            member.keep(&workload.addresses)?;
+            return Ok(Kept::Known);
+        }
+        let place = Place::find(workload, &self.sandboxes)?;
         if workload.addresses.is_empty() {
             return Err(EnrollError::NoAddress);
         }
-        if let Some(member) = self.pods.get_mut(&workload.uid) {
-            return Ok(member.keep(&workload.addresses)?);
-        }
-        let inode = inode(&netns_at);
-        let netns = NetNs::open(&netns_at)?;
+        let netns = place.open()?;
         let terms = Terms::new(workload, snapshot);
         let plaintext = terms.plaintext();
         let capture = self.capture.enroll(netns, &workload.addresses, &plaintext)?;
@@ -329,11 +404,8 @@ impl Enroller {
             pod = %workload, identity = %workload.identity, addresses = ?workload.addresses,
             "the pod is in the mesh"
         );
-        self.pods.insert(
-            workload.uid.clone(),
-            Member::new(pod, (netns_at, inode), &workload.addresses, plaintext),
-        );
-        Ok(())
+        self.pods.insert(workload.uid.clone(), Member::new(pod, place, &workload.addresses, plaintext));
+        Ok(Kept::New)
     }
 
     fn note_failure(&mut self, uid: Arc<str>, workload: &Workload, error: &EnrollError) {
@@ -362,22 +434,45 @@ impl Enroller {
         let enrolled = self.pods.values().map(|member| {
             let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
             let (terms, plaintext) = (member.pod.terms(), member.plaintext().cloned());
-            PodStatus { terms, state: state.to_owned(), plaintext }
+            let netns = member.pod.capture().netns().inode().ok();
+            PodStatus { terms, state: state.to_owned(), plaintext, netns }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {
             let state = self.failures.get(&workload.uid)?.error.clone();
-            Some(PodStatus { terms: Terms::new(workload, snapshot), state, plaintext: None })
+            Some(PodStatus { terms: Terms::new(&workload, snapshot), state, plaintext: None, netns: None })
         });
         self.status.publish(enrolled.chain(failed).collect());
+    }
+}
+
+/// Which kind of pod was kept in the mesh.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kept {
+    /// One that has just come in.
+    New,
+    /// One that was in it.
+    Known,
+}
+
+/// Returns the pod with the addresses that the container runtime gave it, as long as the API server knows none.
+fn addressed(workload: &Arc<Workload>, sandboxes: &Sandboxes) -> Arc<Workload> {
+    if !workload.addresses.is_empty() || workload.is_host_network() {
+        return Arc::clone(workload);
+    }
+    match sandboxes.addresses(workload) {
+        none if none.is_empty() => Arc::clone(workload),
+        addresses => Arc::new(Workload { addresses, ..(**workload).clone() }),
     }
 }
 
 /// Why a pod cannot be enrolled.
 #[derive(Debug, thiserror::Error)]
 enum EnrollError {
-    #[error("its network namespace is not known: annotate the Pod with culvert.dev/netns")]
-    NoNamespace,
-    #[error("it has no address yet: its status.podIP is missing")]
+    #[error(transparent)]
+    NotFound(#[from] sandbox::NotFound),
+    #[error(
+        "it has no address yet: its status.podIP is missing, and the container runtime has not told the CNI plugin one"
+    )]
     NoAddress,
     #[error("its listeners cannot be used: {0}")]
     Listeners(#[source] std::io::Error),

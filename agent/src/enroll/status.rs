@@ -1,10 +1,8 @@
 //! What the enroller says of itself, for readiness and for `config_dump`.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use tokio::sync::watch;
 
 use crate::{
     mesh::{Plaintext, PlaintextAction, PolicySet, Workload},
@@ -12,8 +10,10 @@ use crate::{
 };
 
 /// The node's pods as they are now. Cheap to clone.
+///
+/// A pod is `enrolled` here as soon as its listeners exist, and `leaving` before its traffic is let alone.
 #[derive(Clone, Debug, Default)]
-pub struct Status(Arc<RwLock<Vec<PodStatus>>>);
+pub struct Status(watch::Sender<Arc<Vec<PodStatus>>>);
 
 /// One pod of this node that is, was or ought to be enrolled.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct PodStatus {
     pub state: String,
     /// What the kernel does with plaintext that comes to it; none where it could not be told.
     pub plaintext: Option<Plaintext>,
+    /// The device and inode of the network namespace that it is enrolled with.
+    pub netns: Option<(u64, u64)>,
 }
 
 /// A pod as the dump shows it.
@@ -62,7 +64,12 @@ struct Rules {
 impl Status {
     /// Returns the pods as they are now.
     pub fn pods(&self) -> Vec<PodStatus> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().to_vec()
+    }
+
+    /// Returns a receiver of the pods as they come to be.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Vec<PodStatus>>> {
+        self.0.subscribe()
     }
 
     pub(super) fn publish(&self, mut pods: Vec<PodStatus>) {
@@ -71,7 +78,7 @@ impl Status {
             (Arc::clone(&workload.namespace), Arc::clone(&workload.name))
         };
         pods.sort_by_cached_key(name);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = pods;
+        self.0.send_replace(Arc::new(pods));
     }
 }
 
@@ -83,7 +90,7 @@ impl PodStatus {
 
     /// Returns the pod as the dump shows it; `newest` are the policies of the newest snapshot.
     pub fn show(&self, newest: &Arc<PolicySet>) -> impl serde::Serialize {
-        let Self { terms: Terms { workload, policies }, state, plaintext } = self;
+        let Self { terms: Terms { workload, policies }, state, plaintext, netns: _ } = self;
         Shown {
             namespace: &workload.namespace,
             name: &workload.name,

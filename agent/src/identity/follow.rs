@@ -58,10 +58,31 @@ impl<T: Send + Sync + 'static> Followed<T> {
     ) -> Result<Self, E> {
         let seen = Stamps::take(&paths);
         let (sender, value) = watch::channel(Arc::new(read()?));
-        let state = FileState { what, paths, loaded_at: Some(SystemTime::now()), ..FileState::default() };
-        let (states, state) = watch::channel(state);
-        FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner).push(state.clone());
+        let (states, state) = register(what, paths);
         let task = tokio::spawn(follow(seen, Arc::new(read), sender, states));
+        Ok(Self { value, state, _task: Arc::new(AbortOnDropHandle::new(task)) })
+    }
+
+    /// Makes it of what another task reads from elsewhere than a file, such as from the API server: `paths` are the names
+    /// that people know it by. Otherwise as [`Self::start`].
+    ///
+    /// # Errors
+    /// Where the first content cannot be used.
+    pub fn derive<S: Send + Sync + 'static, E: fmt::Display + 'static>(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        mut source: watch::Receiver<Arc<S>>,
+        read: impl Fn(&Arc<S>) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        let first = Arc::clone(&source.borrow_and_update());
+        let (sender, value) = watch::channel(Arc::new(read(&first)?));
+        let (states, state) = register(what, paths);
+        let task = tokio::spawn(async move {
+            while source.changed().await.is_ok() {
+                let new = Arc::clone(&source.borrow_and_update());
+                note(read(&new).map_err(|error| error.to_string()), true, &sender, &states);
+            }
+        });
         Ok(Self { value, state, _task: Arc::new(AbortOnDropHandle::new(task)) })
     }
 
@@ -104,6 +125,16 @@ pub fn followed() -> Vec<FileState> {
     states
 }
 
+fn register(
+    what: &'static str,
+    paths: Vec<PathBuf>,
+) -> (watch::Sender<FileState>, watch::Receiver<FileState>) {
+    let state = FileState { what, paths, loaded_at: Some(SystemTime::now()), ..FileState::default() };
+    let (states, state) = watch::channel(state);
+    FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner).push(state.clone());
+    (states, state)
+}
+
 static FOLLOWED: Mutex<Vec<watch::Receiver<FileState>>> = Mutex::new(Vec::new());
 
 async fn follow<T, E, F>(
@@ -131,7 +162,18 @@ async fn follow<T, E, F>(
         else {
             continue;
         };
-        match outcome {
+        note(outcome, changed, &sender, &states);
+    }
+}
+
+/// Takes new content into use, or says why not.
+fn note<T>(
+    outcome: Result<T, String>,
+    changed: bool,
+    sender: &watch::Sender<Arc<T>>,
+    states: &watch::Sender<FileState>,
+) {
+    match outcome {
             Ok(value) => {
                 sender.send_replace(Arc::new(value));
                 states.send_modify(|state| {
@@ -150,7 +192,6 @@ async fn follow<T, E, F>(
                 state.error = Some(error);
             }),
         }
-    }
 }
 
 fn listed(paths: &[PathBuf]) -> String {

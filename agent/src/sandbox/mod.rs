@@ -1,5 +1,318 @@
 //! Where a pod's network namespace is.
 //!
-//! Two sources: the container runtime's CNI ADD names it, before any process of the pod runs; otherwise the pod's sandbox
-//! process is found by the pod's cgroup. Never just any process of the pod: one may sit in a namespace that it unshared
-//! itself.
+//! Two sources. The container runtime's CNI ADD names it, before any process of the pod runs ([`Attachment`]). Otherwise
+//! the pod's sandbox process is found by the pod's cgroup ([`survey`] says which process that is, and why): never just any
+//! process of the pod, since one may sit in a namespace that it unshared itself.
+//!
+//! ```text
+//! cni ──attach, detach──► Sandboxes ◄──find── enroll
+//! cgroups of the kubelet ──made or removed──► changed() ──► enroll tries again
+//! ```
+//!
+//! What is found is a candidate: that the namespace holds the pod's addresses and is not the host's is for the caller to
+//! check, who knows the addresses.
+
+mod attachments;
+mod cgroups;
+mod process;
+mod survey;
+mod watch;
+
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+pub use attachments::Attachment;
+pub use cgroups::is_kubepods;
+
+use crate::mesh::Workload;
+use attachments::Attachments;
+use process::Process;
+use survey::Survey;
+
+/// How old a survey of the node's processes may be. A survey takes some microseconds a process.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// The sandboxes of the node's pods. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Sandboxes {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    attachments: Mutex<Attachments>,
+    survey: Mutex<Option<(Instant, Survey)>>,
+    changed: Notify,
+}
+
+/// Where the node's processes and cgroups are to be seen.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The proc file system of the host's process namespace.
+    pub proc: PathBuf,
+    /// The root of the host's cgroup v2 hierarchy.
+    pub cgroups: PathBuf,
+    /// Where the attachments are kept, so that a restarted agent knows them.
+    pub saved: PathBuf,
+}
+
+/// A pod's sandbox: the network namespace that its containers share.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    netns: Arc<File>,
+    name: String,
+    inode: (u64, u64),
+    addresses: Vec<IpAddr>,
+    source: Source,
+}
+
+/// Who said so.
+#[derive(Clone, Debug)]
+enum Source {
+    /// The container runtime, of the container with this id.
+    Attachment(String),
+    Process(Arc<Process>),
+}
+
+/// Why a pod's sandbox is not found.
+#[derive(Debug, thiserror::Error)]
+pub enum NotFound {
+    /// Neither the CNI plugin nor a process says where it is.
+    #[error(
+        "its sandbox is not found: the CNI plugin has not been asked for it, and no process runs in a cgroup of the pod \
+         (kubepods…/pod{uid}) that {proc} shows; it may not have started yet, else check --host-proc and that the kubelet \
+         uses cgroup v2, or name the namespace by the annotation culvert.dev/netns"
+    )]
+    Nowhere {
+        /// The pod's uid.
+        uid: String,
+        /// The proc file system.
+        proc: PathBuf,
+    },
+    /// The pod does not use the host's sockets.
+    #[error(
+        "its sandbox is a virtual machine or a kernel of its own ({process}), which is out of reach of the node's sockets: \
+         use another runtimeClassName, or take it out of the mesh with the label culvert.dev/mesh: disabled"
+    )]
+    Virtual {
+        /// What the sandbox's process is called.
+        process: String,
+    },
+    /// It ended while it was looked at.
+    #[error("its sandbox (process {pid}) ended while it was looked at: {source}")]
+    Ended {
+        /// The process.
+        pid: u32,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The namespace that the runtime named cannot be opened.
+    #[error(
+        "the network namespace {path} that the container runtime named cannot be opened: {source}; the agent needs the \
+         host's /var/run/netns, mounted with propagation HostToContainer"
+    )]
+    Attachment {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The processes cannot be listed.
+    #[error(
+        "the node's processes cannot be listed in {path}: {source}; give the host's proc file system as --host-proc"
+    )]
+    Proc {
+        /// The proc file system.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Sandboxes {
+    /// Makes it, with the attachments that an earlier agent of the node saved.
+    pub fn new(config: Config) -> Self {
+        let attachments = Mutex::new(Attachments::load(&config.saved));
+        let shared = Shared { config, attachments, survey: Mutex::default(), changed: Notify::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Finds a pod's sandbox: where the container runtime said, else by its process.
+    ///
+    /// # Errors
+    /// Where there is none, or it is out of reach.
+    pub fn find(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
+        let attached = self.attachments().of(pod);
+        let Some(attachment) = attached else { return self.find_process(pod) };
+        match open_attached(&attachment, &self.shared.config.proc) {
+            Ok(sandbox) => Ok(sandbox),
+            // It may be the one before; the process tells.
+            Err(error) => self.find_process(pod).map_err(|_| error),
+        }
+    }
+
+    /// Returns whether a sandbox that was found is still the pod's as far as is known, without a look at every process.
+    pub fn is_current(&self, pod: &Workload, sandbox: &Sandbox) -> bool {
+        match (&sandbox.source, self.attachments().of(pod)) {
+            (Source::Attachment(container), Some(attachment)) => attachment.container == *container,
+            (Source::Process(process), None) => process.is_alive(),
+            (Source::Process(_), Some(_)) | (Source::Attachment(_), None) => false,
+        }
+    }
+
+    /// Returns the addresses that the container runtime gave a pod; empty where it did not say.
+    pub fn addresses(&self, pod: &Workload) -> Vec<IpAddr> {
+        self.attachments().of(pod).map(|attachment| attachment.addresses).unwrap_or_default()
+    }
+
+    /// Takes in what CNI ADD said. An earlier one of the same container is replaced; of several sandboxes of one pod the
+    /// last counts.
+    ///
+    /// # Errors
+    /// Where there are too many.
+    pub fn attach(&self, attachment: Attachment) -> Result<(), TooMany> {
+        let saved = {
+            let mut attachments = self.attachments();
+            attachments.add(attachment)?;
+            attachments.save(&self.shared.config.saved)
+        };
+        warn_unsaved(saved);
+        self.wake();
+        Ok(())
+    }
+
+    /// Forgets a container's attachment: CNI DEL.
+    pub fn detach(&self, container: &str, interface: &str) {
+        self.change(|attachments| attachments.remove(container, interface));
+    }
+
+    /// Forgets every attachment that is not among these pairs of container and interface: CNI GC.
+    pub fn retain(&self, valid: &[(String, String)]) {
+        self.change(|attachments| attachments.retain(valid));
+    }
+
+    /// Waits until a pod's sandbox may have come or gone.
+    pub async fn changed(&self) {
+        self.shared.changed.notified().await;
+    }
+
+    /// Has whoever waits for [`Self::changed`] look again, at processes as they are now.
+    pub fn wake(&self) {
+        *lock(&self.shared.survey) = None;
+        self.shared.changed.notify_one();
+    }
+
+    /// Follows the kubelet's cgroups, for as long as the agent lives: a pod's is made some milliseconds before its sandbox
+    /// runs, and long before the API server tells of an address.
+    pub async fn follow_cgroups(self) {
+        watch::follow(self).await;
+    }
+
+    fn cgroups(&self) -> &Path {
+        &self.shared.config.cgroups
+    }
+
+    fn attachments(&self) -> MutexGuard<'_, Attachments> {
+        lock(&self.shared.attachments)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Attachments) -> bool) {
+        let mut attachments = self.attachments();
+        if change(&mut attachments) {
+            warn_unsaved(attachments.save(&self.shared.config.saved));
+        }
+    }
+
+    fn find_process(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
+        let Config { proc, cgroups, saved: _ } = &self.shared.config;
+        let mut survey = lock(&self.shared.survey);
+        if !survey.as_ref().is_some_and(|(taken, _)| taken.elapsed() < FRESH) {
+            let taken = Survey::take(proc, cgroups);
+            let taken = taken.map_err(|source| NotFound::Proc { path: proc.clone(), source })?;
+            *survey = Some((Instant::now(), taken));
+        }
+        let candidate = survey.as_ref().and_then(|(_, survey)| survey.sandbox(&pod.uid));
+        let Some(candidate) = candidate else {
+            return Err(NotFound::Nowhere { uid: pod.uid.to_string(), proc: proc.clone() });
+        };
+        if let Some(process) = candidate.virtual_machine() {
+            return Err(NotFound::Virtual { process: process.to_owned() });
+        }
+        let (netns, process) =
+            candidate.open(proc).map_err(|source| NotFound::Ended { pid: candidate.pid, source })?;
+        let ended = |source| NotFound::Ended { pid: candidate.pid, source };
+        let name = format!("of process {}", candidate.pid);
+        Sandbox::new(netns, name, Vec::new(), Source::Process(Arc::new(process))).map_err(ended)
+    }
+}
+
+impl Sandbox {
+    fn new(netns: File, name: String, addresses: Vec<IpAddr>, source: Source) -> io::Result<Self> {
+        let metadata = netns.metadata()?;
+        let inode = (metadata.dev(), metadata.ino());
+        Ok(Self { netns: Arc::new(netns), name, inode, addresses, source })
+    }
+
+    /// Returns the open network namespace.
+    ///
+    /// # Errors
+    /// Where there are no descriptors left.
+    pub fn netns(&self) -> io::Result<File> {
+        self.netns.try_clone()
+    }
+
+    /// Returns what it is called in the log.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns what the namespace is known by in the file system: device and inode (nsfs).
+    pub fn inode(&self) -> (u64, u64) {
+        self.inode
+    }
+
+    /// Returns the addresses that the container runtime gave it; empty where a process was found.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+}
+
+/// More attachments than there is room for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the agent knows {0} attachments already, more than a node has pods: the container runtime has not sent DEL for those that ended; restart the agent after `cnitool gc` or a reboot"
+)]
+pub struct TooMany(usize);
+
+fn open_attached(attachment: &Attachment, proc: &Path) -> Result<Sandbox, NotFound> {
+    // Runtimes without named namespaces say /proc/PID/ns/net, and mean the host's.
+    let path = match attachment.netns.strip_prefix("/proc") {
+        Ok(rest) => proc.join(rest),
+        Err(_) => attachment.netns.clone(),
+    };
+    let source = Source::Attachment(attachment.container.clone());
+    let name = path.display().to_string();
+    let opened =
+        File::open(&path).and_then(|netns| Sandbox::new(netns, name, attachment.addresses.clone(), source));
+    opened.map_err(|source| NotFound::Attachment { path, source })
+}
+
+fn warn_unsaved(saved: io::Result<()>) {
+    if let Err(error) = saved {
+        tracing::warn!(%error, "the pods that the container runtime told of could not be saved: after a restart they are found by their processes");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

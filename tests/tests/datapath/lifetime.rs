@@ -185,7 +185,7 @@ fn unenrolment_takes_the_pods_programs_and_maps_away() {
     let agent = world.serve();
     talks(&world);
     let pod: Vec<BpfId> = pinned(&world).difference(&before).copied().collect();
-    assert_eq!(pod.len(), 2, "a link and a program: {pod:?}");
+    assert_eq!(pod.len(), 3, "a link, a program and a map: {pod:?}");
     assert!(pod.iter().all(|id| raw::exists(*id)));
     agent.stop().unenroll().expect("un-enrolling");
     assert_eq!(pinned(&world), before);
@@ -195,14 +195,32 @@ fn unenrolment_takes_the_pods_programs_and_maps_away() {
     talks(&world);
 }
 
+/// Else a connection whose SYN the old program's map knows would be refused by the new one.
+#[test]
+fn a_pods_new_program_has_the_handshakes_of_the_old_one() {
+    let mut world = World::new();
+    let handshakes = |world: &World| {
+        let pin = layout(world).into_iter().find(|path| path.to_string_lossy().contains("/handshakes-"));
+        raw::ids(&pin.expect("the pod's map"))
+    };
+    let agent = world.serve();
+    let before = handshakes(&world);
+    drop(agent);
+    world.crash();
+    world.start();
+    let _agent = world.serve();
+    talks(&world);
+    assert_eq!(handshakes(&world), before);
+}
+
 #[test]
 fn cleanup_leaves_nothing() {
     let mut world = World::new();
     let agent = world.serve();
     talks(&world);
     let ids = pinned(&world);
-    // The maps, and five links of the node and one of the pod, each with its program.
-    assert_eq!(ids.len(), agent_ebpf::maps::ALL.len() + 2 * 6, "{ids:?}");
+    // The maps and that of the pod, and five links of the node and one of the pod, each with its program.
+    assert_eq!(ids.len(), agent_ebpf::maps::ALL.len() + 1 + 2 * 6, "{ids:?}");
     assert!(ids.iter().all(|id| raw::exists(*id)));
     drop(agent);
     world.crash();

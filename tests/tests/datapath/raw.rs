@@ -175,7 +175,8 @@ const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 
 /// Returns the ids of what is pinned at a path: of a map, or of a link and its program.
 pub(crate) fn ids(path: &Path) -> Vec<BpfId> {
-    let link = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.contains('-'));
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let link = name.starts_with("link-") || name.starts_with("pod-");
     let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("a path");
     let mut get = [c_path.as_ptr() as u64, 0];
     let pinned =

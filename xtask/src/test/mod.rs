@@ -111,7 +111,7 @@ fn run_privileged(root: Root, programs: &Programs, options: &Options, tally: &mu
     let mut any = false;
     for program in programs.suites() {
         any = true;
-        let mut command = root.command("timeout", &programs.variables());
+        let mut command = root.command("timeout", &programs.variables()?);
         // `--foreground` keeps Ctrl-C working.
         command.args(["--foreground", "--kill-after=10", SUITE_LIMIT]).arg(&program.path);
         command.arg(format!("--test-threads={SUITE_THREADS}")).args(&options.filter);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::{command, vm};
+use crate::{command, layout, vm};
 
 /// The package of the harness; its integration tests are the privileged suites.
 const HARNESS: &str = "lab";
@@ -101,13 +101,17 @@ impl Programs {
     }
 
     /// Returns what the suites find in their environment; `sudo` passes on nothing by itself.
-    pub(super) fn variables(&self) -> Vec<(&'static str, OsString)> {
+    ///
+    /// # Errors
+    /// Where there is no cache.
+    pub(super) fn variables(&self) -> Result<Vec<(&'static str, OsString)>> {
         let backtrace = std::env::var_os("RUST_BACKTRACE").unwrap_or_else(|| "1".into());
-        vec![
+        Ok(vec![
             ("PATH", command::path()),
             ("RUST_BACKTRACE", backtrace),
             ("CULVERT_BIN", self.agent.clone().into()),
-        ]
+            (lab::cluster::tools::CACHE_VARIABLE, layout::cache()?.into()),
+        ])
     }
 }
 

@@ -15,7 +15,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("sandbox", &["mesh"]),
     // The protocol between the CNI plugin, the agent and the API server, and the plugin's place in the node's configuration.
     ("cni", &["mesh", "sandbox", "apiserver"]),
-    ("capture", &["mesh"]),
+    ("capture", &["mesh", "sandbox"]),
     ("hbone", &["mesh", "identity"]),
     ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
     ("enroll", &["mesh", "identity", "capture", "proxy", "sandbox"]),
@@ -43,7 +43,7 @@ const MODULES: &[(&str, &[&str])] = &[
 ];
 
 /// The modules that put the others together, and may import them all.
-const ROOTS: &[&str] = &["lib", "main", "cli", "succession"];
+const ROOTS: &[&str] = &["lib", "main", "cli", "succession", "container_runtime"];
 
 /// Crates that only these modules may name: each is a decision that must be possible to change in one place.
 const CONFINED: &[(&str, &[&str])] = &[

@@ -170,11 +170,12 @@ impl World {
             trust_domain: "cluster.local".parse().unwrap(),
             max_lifetime: Duration::from_secs(24 * 60 * 60),
             requests_per_node: NonZeroU32::new(50).unwrap(),
+            late_pods: Duration::ZERO,
         };
         change(&mut config);
         let (audit, mut registry) = (Lines::default(), Registry::default());
         let parts = (
-            Callers::new(rules).unwrap(),
+            Callers::Signed(SignedTokens::new(rules).unwrap()),
             Audit::start(audit.clone()).unwrap(),
             Metrics::register(&mut registry),
         );

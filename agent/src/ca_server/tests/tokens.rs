@@ -206,7 +206,7 @@ async fn keys_are_read_again_and_a_broken_file_changes_nothing() {
     world.ask(&old, "web").await.unwrap_err();
 
     let callers = |name: &str| {
-        Callers::new(TokenRules {
+        SignedTokens::new(TokenRules {
             jwks: world.path(name),
             audience: String::new(),
             issuer: None,

@@ -26,8 +26,8 @@ pub use encode::certificate_pem;
 pub use grpc::{CaAddress, GrpcCa, GrpcConfig, GrpcError};
 pub use issued::IssuedFacts;
 pub use local::{
-    CaDirectory, Force, InitError, IntermediateError, IssuerFiles, Lifetimes, LocalCa, Need, NeedSource,
-    RootInfo, RootsError, WriteError, sign_request, write_new,
+    CaDirectory, Force, InitError, IntermediateError, IssuerFiles, IssuerPem, Lifetimes, LocalCa, Need,
+    NeedSource, NewAuthority, RootInfo, RootsError, WriteError, sign_request, write_new,
 };
 pub use vault::VaultCa;
 

@@ -51,7 +51,7 @@ impl Intermediate {
 
     /// Makes it of the certificates that `path` holds and of the key in the file `key`.
     pub(super) fn new(path: &Path, chain: Vec<CertificateDer<'static>>, key: &Path) -> Result<Self, CaError> {
-        Self::named(path, chain, key, |trust_domain| {
+        Self::named(path, chain, (key, read_key(key)?), |trust_domain| {
             trust_domain.ok_or_else(|| {
                 content(path, "the certificate does not name a trust domain as its one URI (spiffe://…)")
             })
@@ -62,7 +62,7 @@ impl Intermediate {
     pub(super) fn named(
         path: &Path,
         chain: Vec<CertificateDer<'static>>,
-        key: &Path,
+        key: (&Path, WipedKey),
         trust_domain: impl FnOnce(Option<TrustDomain>) -> Result<TrustDomain, CaError>,
     ) -> Result<Self, CaError> {
         let first = chain.first().ok_or_else(|| content(path, "there is no certificate in it"))?;
@@ -70,7 +70,7 @@ impl Intermediate {
         check_signs_certificates(path, &certificate)?;
         let trust_domain = trust_domain(trust_domain_of(&certificate))?;
         let not_after = not_after(&certificate);
-        let (key_path, key) = (key, read_key(key)?);
+        let (key_path, key) = key;
         if key.0.algorithm() != &PKCS_ECDSA_P256_SHA256 {
             return Err(content(key_path, "not an ECDSA key on the curve P-256"));
         }
@@ -134,14 +134,22 @@ pub(super) fn read_roots(dir: &Path) -> Result<TrustBundle, CaError> {
 
 /// Reads the roots from a file.
 pub(super) fn read_bundle(path: &Path) -> Result<TrustBundle, CaError> {
-    TrustBundle::from_pem(&read(path)?).map_err(|source| CaError::Roots { path: path.to_owned(), source })
+    bundle_of(path, &read(path)?)
+}
+
+/// Takes the roots that `path` holds.
+pub(super) fn bundle_of(path: &Path, pem: &[u8]) -> Result<TrustBundle, CaError> {
+    TrustBundle::from_pem(pem).map_err(|source| CaError::Roots { path: path.to_owned(), source })
 }
 
 /// Reads all certificates of a file.
 pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
-    CertificateDer::pem_slice_iter(&read(path)?)
-        .collect::<Result<_, _>>()
-        .map_err(|error| content(path, &error))
+    chain_of(path, &read(path)?)
+}
+
+/// Takes all certificates that `path` holds.
+pub(super) fn chain_of(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| content(path, &error))
 }
 
 /// A key pair whose PKCS#8 form is wiped when it goes; `rcgen` can wipe it, but does not by itself.
@@ -235,12 +243,17 @@ pub(super) fn not_after(certificate: &X509Certificate<'_>) -> SystemTime {
 
 /// Reads a private key, and says so where others than its owner can read it too.
 pub(super) fn read_key(path: &Path) -> Result<WipedKey, CaError> {
-    let pem = read(path)?;
-    let text = str::from_utf8(&pem).map_err(|error| content(path, &error))?;
-    let key = KeyPair::from_pem(text).map_err(|error| content(path, &error))?;
+    let key = key_of(path, &read(path)?)?;
     if others_can_read(path).map_err(|source| CaError::Read { path: path.to_owned(), source })? {
         tracing::warn!(path = %path.display(), "others than its owner can read this private key: chmod 0600 it");
     }
+    Ok(key)
+}
+
+/// Takes the private key that `path` holds.
+pub(super) fn key_of(path: &Path, pem: &[u8]) -> Result<WipedKey, CaError> {
+    let text = str::from_utf8(pem).map_err(|error| content(path, &error))?;
+    let key = KeyPair::from_pem(text).map_err(|error| content(path, &error))?;
     Ok(WipedKey(Zeroizing::new(key)))
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use rcgen::Issuer;
+use zeroize::Zeroizing;
 
 use super::{
     files::{INTERMEDIATE, INTERMEDIATE_KEY, ROOT_KEY, ROOTS, WipedKey},
@@ -29,6 +30,42 @@ impl Default for Lifetimes {
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         Self { root: DAY * 3650, intermediate: DAY * 1095 }
+    }
+}
+
+/// A new authority in PEM, for whoever keeps it elsewhere than in a directory.
+pub struct NewAuthority {
+    /// The root's certificate.
+    pub root: String,
+    /// The root's key.
+    pub root_key: Zeroizing<Vec<u8>>,
+    /// The intermediate's certificate.
+    pub intermediate: String,
+    /// The intermediate's key.
+    pub intermediate_key: Zeroizing<Vec<u8>>,
+}
+
+impl NewAuthority {
+    /// Makes a root, and an intermediate that it signs. Nothing is written.
+    ///
+    /// # Errors
+    /// Where a lifetime is not possible, or the cryptographic library fails.
+    pub fn make(trust_domain: &TrustDomain, lifetimes: Lifetimes) -> Result<Self, InitError> {
+        let until = |lifetime| params::end_of(lifetime).ok_or(InitError::Lifetime(lifetime));
+        let root_key = WipedKey::generate()?;
+        let root = params::root(trust_domain, until(lifetimes.root)?)?;
+        let root_certificate = root.self_signed(&root_key)?;
+
+        let key = WipedKey::generate()?;
+        let lifetime = lifetimes.intermediate.min(lifetimes.root);
+        let certificate = params::intermediate(trust_domain, until(lifetime)?)?
+            .signed_by(&key, &Issuer::from_params(&root, &root_key))?;
+        Ok(Self {
+            root: root_certificate.pem(),
+            root_key: root_key.pem(),
+            intermediate: certificate.pem(),
+            intermediate_key: key.pem(),
+        })
     }
 }
 
@@ -65,9 +102,12 @@ pub(super) fn init(
         return Err(InitError::Path(dir.to_owned()));
     }
     let staging = Staging::create(dir)?;
-    let key = write_authority(&staging, trust_domain, lifetimes)?;
+    let new = NewAuthority::make(trust_domain, lifetimes)?;
+    create(&staging.path(ROOTS), PUBLIC, new.root.as_bytes())?;
+    create(&staging.path(INTERMEDIATE_KEY), PRIVATE, &new.intermediate_key)?;
+    create(&staging.path(INTERMEDIATE), PUBLIC, new.intermediate.as_bytes())?;
     // Last of all, since it may be elsewhere: whatever fails before leaves no trace.
-    create(root_key.unwrap_or(&staging.path(ROOT_KEY)), PRIVATE, &key.pem())?;
+    create(root_key.unwrap_or(&staging.path(ROOT_KEY)), PRIVATE, &new.root_key)?;
     let committed = staging.commit(dir).map_err(|error| match error {
         error if is_occupied(&error.source) => InitError::Exists(dir.to_owned()),
         error => error.into(),
@@ -76,28 +116,6 @@ pub(super) fn init(
         drop(fs::remove_file(path));
     }
     committed
-}
-
-/// Writes everything but the root's key, which is returned.
-fn write_authority(
-    staging: &Staging,
-    trust_domain: &TrustDomain,
-    lifetimes: Lifetimes,
-) -> Result<WipedKey, InitError> {
-    let until = |lifetime| params::end_of(lifetime).ok_or(InitError::Lifetime(lifetime));
-    let root_key = WipedKey::generate()?;
-    let root = params::root(trust_domain, until(lifetimes.root)?)?;
-    let root_certificate = root.self_signed(&root_key)?;
-
-    let key = WipedKey::generate()?;
-    let lifetime = lifetimes.intermediate.min(lifetimes.root);
-    let certificate = params::intermediate(trust_domain, until(lifetime)?)?
-        .signed_by(&key, &Issuer::from_params(&root, &root_key))?;
-
-    create(&staging.path(ROOTS), PUBLIC, root_certificate.pem().as_bytes())?;
-    create(&staging.path(INTERMEDIATE_KEY), PRIVATE, &key.pem())?;
-    create(&staging.path(INTERMEDIATE), PUBLIC, certificate.pem().as_bytes())?;
-    Ok(root_key)
 }
 
 fn refuse_existing(dir: &Path) -> Result<(), InitError> {

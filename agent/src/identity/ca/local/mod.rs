@@ -38,8 +38,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use self::{
     directory::{CaDirectory, IntermediateError, sign_request},
-    init::{InitError, Lifetimes},
-    place::IssuerFiles,
+    init::{InitError, Lifetimes, NewAuthority},
+    place::{IssuerFiles, IssuerPem},
     roots::{Force, Need, NeedSource, RootInfo, RootsError},
     write::{WriteError, write_new},
 };
@@ -116,12 +116,32 @@ impl LocalCa {
         Self::open_at(Place::Files(files))
     }
 
+    /// As [`Self::open`], where the authority is in no file: `given` has its newest content.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_given(given: &watch::Receiver<Arc<IssuerPem>>) -> Result<Self, CaError> {
+        let place = Place::Given(Arc::clone(&given.borrow()));
+        let roots = Followed::derive("trust bundle", vec![place.roots()], given.clone(), |given| {
+            Place::Given(Arc::clone(given)).read_roots()
+        })?;
+        let ours = Signer::read(&place, None)?.intermediate.trust_domain;
+        let signers = Followed::derive("intermediate", place.all(), given.clone(), move |given| {
+            Signer::read(&Place::Given(Arc::clone(given)), Some(&ours))
+        })?;
+        Ok(Self::follow(place, roots, signers))
+    }
+
     fn open_at(place: Place) -> Result<Self, CaError> {
         let here = place.clone();
         let roots = Followed::start("trust bundle", vec![place.roots()], move || here.read_roots())?;
-        let trust_domain = Signer::read(&place, None)?.intermediate.trust_domain;
-        let (here, ours) = (place.clone(), trust_domain.clone());
+        let ours = Signer::read(&place, None)?.intermediate.trust_domain;
+        let here = place.clone();
         let signers = Followed::start("intermediate", place.all(), move || Signer::read(&here, Some(&ours)))?;
+        Ok(Self::follow(place, roots, signers))
+    }
+
+    fn follow(place: Place, roots: Followed<TrustBundle>, signers: Followed<Signer>) -> Self {
         let (trust_sender, trust) = watch::channel(roots.get());
         let (signer_sender, signer) = watch::channel(signers.get());
         let (generation_sender, generation) = watch::channel(0);
@@ -132,8 +152,8 @@ impl LocalCa {
             signer: signer_sender,
             generation: generation_sender,
         };
-        Ok(Self {
-            trust_domain,
+        Self {
+            trust_domain: signers.get().intermediate.trust_domain.clone(),
             lifetime: Self::LIFETIME,
             signer,
             trust,
@@ -143,7 +163,7 @@ impl LocalCa {
             signers,
             place,
             _publishing: AbortOnDropHandle::new(tokio::spawn(publisher.run())),
-        })
+        }
     }
 
     /// Returns the authority with another lifetime of the certificates that it signs; whole seconds.

@@ -1,12 +1,17 @@
-//! Where the files of an authority are: in a directory that `culvert ca` keeps, or wherever somebody else puts them.
+//! Where an authority is: in a directory that `culvert ca` keeps, in files wherever somebody else puts them, or in no file
+//! at all.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use zeroize::Zeroizing;
+
 use super::files::{
-    INTERMEDIATE, INTERMEDIATE_KEY, Intermediate, ROOTS, content, read_bundle, read_chain, read_roots,
+    INTERMEDIATE, INTERMEDIATE_KEY, Intermediate, ROOTS, bundle_of, chain_of, content, key_of, read_bundle,
+    read_chain, read_key, read_roots,
 };
 use crate::{
     identity::{CaError, trust::TrustBundle},
@@ -26,13 +31,55 @@ pub struct IssuerFiles {
     pub trust_domain: Option<TrustDomain>,
 }
 
-/// Where the files of an authority are.
+/// An authority that was read from elsewhere than a file, such as a Secret in the API server.
+pub struct IssuerPem {
+    /// What errors call it, such as `Secret culvert-system/culvert-ca`; the names of its parts are added.
+    pub name: PathBuf,
+    /// The intermediate's certificate, then those that vouch for it.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Zeroizing<Vec<u8>>,
+    /// The roots that the mesh trusts.
+    pub roots: Vec<u8>,
+    /// The trust domain, where the certificate names none.
+    pub trust_domain: Option<TrustDomain>,
+}
+
+impl IssuerPem {
+    /// The part of the intermediate's certificate, as cert-manager names it in a Secret.
+    pub const CERTIFICATE: &str = "tls.crt";
+    /// The part of its key.
+    pub const KEY: &str = "tls.key";
+    /// The part of the roots.
+    pub const ROOTS: &str = "ca.crt";
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.certificate.is_empty()
+    }
+
+    /// Whether all of its parts are those of another.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.certificate, &self.key, &self.roots) == (&other.certificate, &other.key, &other.roots)
+    }
+}
+
+/// Without the key.
+impl fmt::Debug for IssuerPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssuerPem").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Where an authority is.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     /// A directory that `culvert ca init` made.
     Directory(PathBuf),
     /// Files that somebody else keeps.
     Files(IssuerFiles),
+    /// What was read from elsewhere.
+    Given(Arc<IssuerPem>),
 }
 
 impl Place {
@@ -41,6 +88,7 @@ impl Place {
         match self {
             Self::Directory(dir) => dir.join(INTERMEDIATE),
             Self::Files(files) => files.certificate.clone(),
+            Self::Given(given) => given.name.join(IssuerPem::CERTIFICATE),
         }
     }
 
@@ -49,6 +97,7 @@ impl Place {
         match self {
             Self::Directory(dir) => dir.join(ROOTS),
             Self::Files(files) => files.roots.clone(),
+            Self::Given(given) => given.name.join(IssuerPem::ROOTS),
         }
     }
 
@@ -57,6 +106,7 @@ impl Place {
         let key = match self {
             Self::Directory(dir) => dir.join(INTERMEDIATE_KEY),
             Self::Files(files) => files.key.clone(),
+            Self::Given(given) => given.name.join(IssuerPem::KEY),
         };
         vec![self.certificate(), key, self.roots()]
     }
@@ -65,32 +115,44 @@ impl Place {
     pub(super) fn directory(&self) -> Option<&Path> {
         match self {
             Self::Directory(dir) => Some(dir),
-            Self::Files(_) => None,
+            Self::Files(_) | Self::Given(_) => None,
         }
     }
 
     /// What errors about all the files together name.
     pub(super) fn named(&self) -> PathBuf {
-        self.directory().map_or_else(|| self.certificate(), Path::to_owned)
+        match self {
+            Self::Directory(dir) => dir.clone(),
+            Self::Files(_) => self.certificate(),
+            Self::Given(given) => given.name.clone(),
+        }
     }
 
     pub(super) fn read_intermediate(&self) -> Result<Intermediate, CaError> {
-        match self {
-            Self::Directory(dir) => Intermediate::read(dir),
-            Self::Files(IssuerFiles { certificate, key, trust_domain, .. }) => {
-                let problem = "the certificate names no trust domain as its one URI (spiffe://…): name it by --trust-domain";
-                let none = || content(certificate, problem);
-                let named =
-                    |named: Option<TrustDomain>| named.or_else(|| trust_domain.clone()).ok_or_else(none);
-                Intermediate::named(certificate, read_chain(certificate)?, key, named)
+        let certificate = &self.certificate();
+        let (chain, key_path, key, trust_domain) = match self {
+            Self::Directory(dir) => return Intermediate::read(dir),
+            Self::Files(IssuerFiles { key, trust_domain, .. }) => {
+                (read_chain(certificate)?, key.clone(), read_key(key)?, trust_domain)
             }
-        }
+            Self::Given(given) => {
+                let path = given.name.join(IssuerPem::KEY);
+                let key = key_of(&path, &given.key)?;
+                (chain_of(certificate, &given.certificate)?, path, key, &given.trust_domain)
+            }
+        };
+        let problem =
+            "the certificate names no trust domain as its one URI (spiffe://…): name it by --trust-domain";
+        let none = || content(certificate, problem);
+        let named = |named: Option<TrustDomain>| named.or_else(|| trust_domain.clone()).ok_or_else(none);
+        Intermediate::named(certificate, chain, (&key_path, key), named)
     }
 
     pub(super) fn read_roots(&self) -> Result<TrustBundle, CaError> {
         match self {
             Self::Directory(dir) => read_roots(dir),
             Self::Files(files) => read_bundle(&files.roots),
+            Self::Given(given) => bundle_of(&self.roots(), &given.roots),
         }
     }
 }

@@ -1,11 +1,17 @@
 //! `culvert ca serve`: give out certificates over gRPC.
+//!
+//! What it answers by comes from files (`files`), or from the API server (`kube`, `pods`).
+
+mod files;
+mod kube;
+mod pods;
 
 use std::{
     io,
     net::SocketAddr,
     num::NonZeroU32,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -13,21 +19,20 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args};
 use prometheus_client::registry::Registry;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     admin::{Admin, Check},
     ca_server::{
-        Audit, CaService, Callers, Metrics, ServerCertificate, ServiceAccount, ServiceConfig, TokenRules,
-        serve,
+        Audit, CaService, Callers, Metrics, ServerCertificate, ServiceAccount, ServiceConfig, serve,
     },
     cli::{
         AuthorityArgs,
         agent::{LogFormat, run_process},
-        authority::server_name,
+        authority::{Opened, server_name},
     },
-    control::Manifests,
     identity::{LocalCa, followed},
+    mesh::Snapshot,
     shutdown::Shutdown,
 };
 
@@ -58,8 +63,14 @@ pub(super) struct ServeArgs {
 
     /// The keys that sign the agents' tokens, a JSON Web Key Set: what `kubectl get --raw /openid/v1/jwks` prints. Read
     /// again when the file changes.
-    #[arg(long, env = "CULVERT_CA_JWKS", value_name = "FILE")]
-    jwks: PathBuf,
+    #[arg(
+        long,
+        env = "CULVERT_CA_JWKS",
+        value_name = "FILE",
+        required_unless_present = "kube",
+        conflicts_with = "kube"
+    )]
+    jwks: Option<PathBuf>,
 
     /// The audience that tokens must be made for. Istio's own, so that one projected volume serves for any of its
     /// authorities; never that of the API server.
@@ -67,7 +78,7 @@ pub(super) struct ServeArgs {
     audience: String,
 
     /// The issuer that tokens must be of [default: whoever has one of the keys].
-    #[arg(long, env = "CULVERT_CA_ISSUER", value_name = "URL")]
+    #[arg(long, env = "CULVERT_CA_ISSUER", value_name = "URL", conflicts_with = "kube")]
     issuer: Option<String>,
 
     /// A service account that may ask for a node's pods, NAMESPACE/NAME; may be given more than once.
@@ -81,8 +92,33 @@ pub(super) struct ServeArgs {
     agents: Vec<ServiceAccount>,
 
     /// The directory of Kubernetes objects in YAML that says which pods run where. It is watched.
-    #[arg(long, env = "CULVERT_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
+    #[arg(
+        long,
+        env = "CULVERT_MANIFESTS",
+        value_name = "DIR",
+        required_unless_present = "kube",
+        conflicts_with = "kube"
+    )]
+    manifests: Option<PathBuf>,
+
+    /// Serve a cluster: the API server says whose tokens they are and which pods run where, the roots are kept in the
+    /// ConfigMap `culvert-ca-root`, and, where no other authority is named, the authority is in a Secret that is made
+    /// where there is none.
+    #[arg(long, env = "CULVERT_KUBE")]
+    kube: bool,
+
+    /// How the API server is reached [default: by the service account of the pod that this server runs in].
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE", requires = "kube")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The namespace of what this server keeps in the API server.
+    #[arg(long, env = "CULVERT_NAMESPACE", value_name = "NAMESPACE", default_value = "culvert-system")]
+    namespace: String,
+
+    /// The Secret of the authority: `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes it. The root's key of one
+    /// that is made here is in the Secret NAME-root-key.
+    #[arg(long, env = "CULVERT_CA_SECRET", value_name = "NAME", default_value = "culvert-ca")]
+    secret: String,
 
     /// How long a certificate is valid at most.
     #[arg(long, env = "CULVERT_CA_MAX_LIFETIME", value_name = "DURATION", default_value = "24h",
@@ -120,23 +156,32 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     run_process(&args.log.clone(), args.log_format, start(args))
 }
 
+/// What a server answers by.
+struct Sources {
+    authority: Opened,
+    callers: Callers,
+    mesh: watch::Receiver<Arc<Snapshot>>,
+    /// How long a request may wait for its pod to be heard of.
+    late_pods: Duration,
+    /// What goes on for as long as this lives.
+    _kept: Box<dyn std::any::Any + Send>,
+}
+
+/// What a server's page shows beside what every server's does.
+#[derive(Default)]
+struct Shown {
+    checks: Vec<(&'static str, Check)>,
+    notes: Vec<Box<dyn Fn() -> Vec<String> + Send + Sync>>,
+}
+
+/// The server's own certificate; none before there is an authority.
+type OwnCertificate = Arc<OnceLock<Arc<ServerCertificate>>>;
+
 async fn start(args: ServeArgs) -> anyhow::Result<()> {
     ensure!(
         !args.max_lifetime.is_zero(),
         "certificates that are valid for no time are none (--max-lifetime)"
     );
-    let (ca, trust_domain, local) = args.authority.open_with_key(args.max_lifetime)?;
-    let certificate = Arc::new(own_certificate(&args, local)?);
-    let rules = TokenRules {
-        jwks: args.jwks.clone(),
-        audience: args.audience.clone(),
-        issuer: args.issuer.clone(),
-        agents: args.agents.clone(),
-    };
-    let callers = Callers::new(rules)?;
-    let manifests = Manifests::start(args.manifests.clone(), trust_domain.clone(), String::new())
-        .with_context(|| format!("reading the manifests in {}", args.manifests.display()))?;
-
     let bind = async |address, option| {
         TcpListener::bind(address).await.with_context(|| format!("binding {address} ({option})"))
     };
@@ -145,25 +190,55 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let audit = Audit::start(io::stdout()).context("starting the thread that writes the audit")?;
-    let shutdown = Shutdown::default();
-    let admin = admin(registry, &manifests, Arc::clone(&certificate), shutdown.clone());
+    let (shutdown, mut shown) = (Shutdown::default(), Shown::default());
+    let cluster = match args.kube {
+        true => Some(kube::Cluster::join(&args, &shutdown, &mut registry, &mut shown).await?),
+        false => None,
+    };
+    let files = match &cluster {
+        Some(_) => None,
+        None => Some(files::open(&args, &mut shown)?),
+    };
+    let certificate = OwnCertificate::default();
+    let admin = admin(registry, shown, Arc::clone(&certificate), shutdown.clone());
     tokio::spawn(Arc::new(admin).serve_public(admin_listener));
 
+    let (grace_period, ending) = (args.grace_period, shutdown.clone());
+    let serving = async move {
+        let sources = match (cluster, files) {
+            // The authority may have to be made, or come later.
+            (Some(cluster), _) => cluster.sources(&args).await?,
+            (None, Some(files)) => files,
+            (None, None) => anyhow::bail!("there is nothing to answer by"),
+        };
+        answer(&args, listener, (audit, metrics), sources, (certificate, shutdown)).await
+    };
+    crate::until_signal(serving, &ending).await?;
+    ending.run(grace_period).await;
+    tracing::info!("the server has ended");
+    Ok(())
+}
+
+/// Answers requests until the shutdown drains.
+async fn answer(
+    args: &ServeArgs,
+    listener: TcpListener,
+    (audit, metrics): (Audit, Metrics),
+    sources: Sources,
+    (certificate, shutdown): (OwnCertificate, Shutdown),
+) -> anyhow::Result<()> {
+    let Sources { authority: (ca, trust_domain, local), callers, mesh, late_pods, _kept } = sources;
+    let own = Arc::new(own_certificate(args, local)?);
+    let own = certificate.get_or_init(|| own);
     let config = ServiceConfig {
         trust_domain: trust_domain.clone(),
         max_lifetime: args.max_lifetime,
         requests_per_node: args.requests_per_node,
+        late_pods,
     };
     tracing::info!(listen = %args.listen, admin = %args.admin, authority = ca.source(), %trust_domain, "the server has started");
-    let service = CaService::new(config, ca, manifests.snapshots(), (callers, audit, metrics));
-    let serving = serve(listener, certificate.server_config(), Arc::new(service), shutdown.clone());
-    let serving = async move {
-        serving.await;
-        Ok(())
-    };
-    crate::until_signal(serving, &shutdown).await?;
-    shutdown.run(args.grace_period).await;
-    tracing::info!("the server has ended");
+    let service = CaService::new(config, ca, mesh, (callers, audit, metrics));
+    serve(listener, own.server_config(), Arc::new(service), shutdown).await;
     Ok(())
 }
 
@@ -178,26 +253,25 @@ fn own_certificate(args: &ServeArgs, local: Option<Arc<LocalCa>>) -> anyhow::Res
     Ok(ServerCertificate::issued_by(ca, args.dns_names.clone())?)
 }
 
-fn admin(
-    registry: Registry,
-    manifests: &Manifests,
-    certificate: Arc<ServerCertificate>,
-    shutdown: Shutdown,
-) -> Admin {
-    let checks: Vec<(&'static str, Check)> = vec![
-        ("certificate", Box::new(move || valid(certificate.not_after()))),
-        (
-            "running",
-            Box::new(move || match shutdown.drain().is_cancelled() {
-                false => Ok("taking requests".to_owned()),
-                true => Err("draining".to_owned()),
-            }),
-        ),
-    ];
-    let problems = manifests.problems();
+fn admin(registry: Registry, shown: Shown, certificate: OwnCertificate, shutdown: Shutdown) -> Admin {
+    let Shown { mut checks, notes } = shown;
+    checks.push((
+        "certificate",
+        Box::new(move || match certificate.get() {
+            Some(certificate) => valid(certificate.not_after()),
+            None => Err("this server has none: there is no authority yet".to_owned()),
+        }),
+    ));
+    checks.push((
+        "running",
+        Box::new(move || match shutdown.drain().is_cancelled() {
+            false => Ok("taking requests".to_owned()),
+            true => Err("draining".to_owned()),
+        }),
+    ));
     let notes = Box::new(move || {
         let files = followed().into_iter().filter_map(|file| file.problem());
-        files.chain(problems.borrow().iter().map(ToString::to_string)).collect()
+        files.chain(notes.iter().flat_map(|notes| notes())).collect()
     });
     // The private pages are an agent's: this server has no unix socket.
     let nothing = || Box::new(|| serde_json::Value::Null);

@@ -1,0 +1,90 @@
+//! Where a pod's network namespace is, as its annotation or the node says, and whether that has changed.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::{
+    capture::{self, NetNs},
+    mesh::{NetnsRef, Workload},
+    sandbox::{NotFound, Sandbox, Sandboxes},
+};
+
+/// Where a pod's network namespace is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Where the annotation says, and which namespace that is; none where it leads nowhere.
+    Annotated(NetnsRef, Option<Inode>),
+    /// In the pod's sandbox.
+    Sandbox(Sandbox),
+}
+
+/// What a namespace is known by in the file system: device and inode (nsfs).
+pub(super) type Inode = (u64, u64);
+
+impl Place {
+    /// Finds it.
+    pub(super) fn find(pod: &Workload, sandboxes: &Sandboxes) -> Result<Self, NotFound> {
+        match &pod.netns {
+            Some(at) => Ok(Self::Annotated(at.clone(), inode(at))),
+            None => sandboxes.find(pod).map(Self::Sandbox),
+        }
+    }
+
+    /// Opens the namespace.
+    pub(super) fn open(&self) -> Result<NetNs, capture::Error> {
+        match self {
+            Self::Annotated(at, _) => NetNs::open(at),
+            Self::Sandbox(sandbox) => open(sandbox),
+        }
+    }
+
+    /// Returns whether an annotation leads another pod to the same place.
+    pub(super) fn is_also_of(&self, other: &Workload) -> bool {
+        matches!(self, Self::Annotated(at, _) if other.netns.as_ref() == Some(at))
+    }
+
+    /// Returns whether the pod has another namespace now. One whose sandbox is gone, and has no other yet, has not: what it
+    /// had stays captured, and fails closed.
+    pub(super) fn has_moved(&mut self, pod: &Workload, sandboxes: &Sandboxes) -> bool {
+        match (&*self, &pod.netns) {
+            // The same name may lead to another namespace: the pod's sandbox was made anew.
+            (Self::Annotated(known, was), Some(now)) => {
+                known != now || inode(now).is_some_and(|now| *was != Some(now))
+            }
+            (Self::Sandbox(known), None) => {
+                if sandboxes.is_current(pod, known) {
+                    return false;
+                }
+                let Ok(found) = sandboxes.find(pod) else { return false };
+                let moved = found.inode() != known.inode();
+                if !moved {
+                    *self = Self::Sandbox(found);
+                    return false;
+                }
+                // Without its first process, the pod may be seen by one that sits elsewhere.
+                holds(&found, pod)
+            }
+            (Self::Annotated(..), None) | (Self::Sandbox(_), Some(_)) => true,
+        }
+    }
+}
+
+fn open(sandbox: &Sandbox) -> Result<NetNs, capture::Error> {
+    let name = sandbox.name();
+    let file = sandbox.netns();
+    let file = file.map_err(|source| capture::Error::Netns { netns: name.to_owned(), source })?;
+    NetNs::from_file(file, name)
+}
+
+fn holds(sandbox: &Sandbox, pod: &Workload) -> bool {
+    let held = open(sandbox).ok().and_then(|netns| netns.addresses().ok()).unwrap_or_default();
+    !pod.addresses.is_empty() && pod.addresses.iter().all(|address| held.contains(&address.to_canonical()))
+}
+
+/// Returns which namespace the name leads to now; none where it leads nowhere.
+fn inode(at: &NetnsRef) -> Option<Inode> {
+    let metadata = match at {
+        NetnsRef::Path(path) => std::fs::metadata(path),
+        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
+    };
+    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
