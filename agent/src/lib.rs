@@ -132,6 +132,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         let reporter = control::kube::Reporter::new(connection.client, &args.node, mesh.clone(), reports);
         tokio::spawn(succession::until_handed_over(shutdown.clone(), reporter.run()));
     }
+    if let Some(status) = control.policy_status(&format!("{}_{}", args.node, args.instance)) {
+        let run = status.run(shutdown.drain().clone());
+        tokio::spawn(succession::until_handed_over(shutdown.clone(), run));
+    }
     let enrolling = enroll(enroller, (control.complete(), mesh), state, begun);
     let outcome = until_signal(enrolling, &shutdown).await;
     if outcome.is_ok() {

@@ -92,7 +92,7 @@ pub struct AgentArgs {
     pub log_format: LogFormat,
 
     /// What the agent's own log holds: a level, or directives such as `info,culvert::hbone=debug`.
-    #[arg(long, env = "CULVERT_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "CULVERT_LOG", value_name = "FILTER", default_value = "info,kube_runtime=error")]
     pub log: String,
 
     /// Take over from an agent of the same node that runs: it hands over its place in the kernel once this one knows the

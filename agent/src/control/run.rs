@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Error, Problem, Readiness, Settings,
-    kube::{self, Health, Watches},
+    kube::{self, Health, PolicyStatus, Watches},
     manifests::Opened,
     merge::Merged,
     metrics::PolicyProblems,
@@ -37,7 +37,8 @@ pub struct Control {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     problems: watch::Receiver<Arc<Vec<Problem>>>,
     complete: watch::Receiver<bool>,
-    health: Option<Health>,
+    watches: Option<Watches>,
+    root_namespace: String,
     _sources: Vec<Box<dyn Any + Send + Sync>>,
 }
 
@@ -68,7 +69,8 @@ impl Control {
             snapshots: owner.publisher.subscribe(),
             problems: owner.problems.subscribe(),
             complete: owner.complete.subscribe(),
-            health: None,
+            watches: None,
+            root_namespace: settings.root_namespace.clone(),
             _sources: Vec::new(),
         };
         let (sender, inbox) = mpsc::channel(INBOX);
@@ -80,9 +82,7 @@ impl Control {
             control._sources.push(opened.follow(sender.clone())?);
         }
         if let Some(connection) = api_server {
-            let watches = Watches::start(connection, &settings, &sender);
-            control.health = Some(watches.health());
-            control._sources.push(Box::new(watches));
+            control.watches = Some(Watches::start(connection, &settings, &sender));
         }
         owner.publish();
         control.snapshots.mark_unchanged();
@@ -115,7 +115,14 @@ impl Control {
 
     /// Returns how the watches of the API server are, where that is a source.
     pub fn health(&self) -> Option<Health> {
-        self.health.clone()
+        self.watches.as_ref().map(Watches::health)
+    }
+
+    /// Prepares to write the status of policies, where the API server is a source. `holder` tells this process from
+    /// those of other agents.
+    pub fn policy_status(&self, holder: &str) -> Option<PolicyStatus> {
+        let watches = self.watches.as_ref()?;
+        Some(watches.policy_status(self.snapshots(), (&self.root_namespace, holder)))
     }
 
     /// Registers the metrics of the sources, and of what is wrong with policies.

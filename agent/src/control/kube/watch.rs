@@ -1,6 +1,6 @@
 //! The watch of one kind.
 
-use std::{fmt::Debug, pin::pin};
+use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures_util::StreamExt as _;
 use kube::{
@@ -19,15 +19,17 @@ use super::{
         batch::{Batch, Item, WatchEvent},
     },
     Health,
+    policies::Policies,
 };
 
 /// Where what a watch says goes.
 #[derive(Debug)]
 pub(super) struct Feed {
-    kind: Kind,
-    settings: Settings,
-    inbox: Sender<Batch>,
-    health: Health,
+    pub(super) kind: Kind,
+    pub(super) settings: Settings,
+    pub(super) inbox: Sender<Batch>,
+    pub(super) health: Health,
+    pub(super) policies: Policies,
 }
 
 /// Why a watch is over. Errors are no reason: they are noted, and it is tried again.
@@ -44,14 +46,12 @@ enum Remedy {
     TryAgain,
     /// The API server cannot send a list as a stream of events.
     ListFirst,
+    /// What it would go on from is forgotten.
+    ListAnew,
     GiveUp,
 }
 
 impl Feed {
-    pub(super) fn new(kind: Kind, settings: Settings, inbox: Sender<Batch>, health: Health) -> Self {
-        Self { kind, settings, inbox, health }
-    }
-
     /// Watches until that is over.
     pub(super) async fn follow<K>(&self, api: Api<K>, object: impl Fn(K) -> Object) -> Ended
     where
@@ -62,7 +62,7 @@ impl Feed {
         // As a stream the API server never holds a whole list in memory, nor does the agent a page of it.
         let mut config = listing.clone().streaming_lists();
         'anew: loop {
-            let mut events = pin!(watcher(api.clone(), config).default_backoff());
+            let mut events = pin!(watcher(api.clone(), config.clone()).default_backoff());
             while let Some(event) = events.next().await {
                 match event {
                     Ok(event) => {
@@ -74,6 +74,11 @@ impl Feed {
                         Remedy::TryAgain => {}
                         Remedy::ListFirst => {
                             config = listing.clone();
+                            continue 'anew;
+                        }
+                        // With a new back-off: the list is wanted at once.
+                        Remedy::ListAnew => {
+                            tokio::time::sleep(ANEW).await;
                             continue 'anew;
                         }
                         Remedy::GiveUp => return Ended::NotServed,
@@ -94,12 +99,19 @@ impl Feed {
         let event = match event {
             Event::Init => {
                 self.health.begun(self.kind);
+                self.policies.begin(self.kind);
                 Some(WatchEvent::Begin(self.kind))
             }
             Event::InitApply(one) => self.item(&object(one)).map(WatchEvent::Listed),
-            Event::InitDone => Some(WatchEvent::Done(self.kind)),
+            Event::InitDone => {
+                self.policies.done(self.kind);
+                Some(WatchEvent::Done(self.kind))
+            }
             Event::Apply(one) => self.item(&object(one)).map(WatchEvent::Applied),
-            Event::Delete(one) => object(one).key().ok().map(WatchEvent::Deleted),
+            Event::Delete(one) => object(one).key().ok().map(|key| {
+                self.policies.forget(&key);
+                WatchEvent::Deleted(key)
+            }),
         };
         let done = matches!(event, Some(WatchEvent::Done(_)));
         if let Some(event) = event {
@@ -114,7 +126,9 @@ impl Feed {
     /// An object without a name, which the API server never has, is none.
     fn item(&self, object: &Object) -> Option<Item> {
         let key = object.key().ok()?;
-        Some(Item { key, record: Record::new(object, &self.settings) })
+        let record = Record::new(object, &self.settings);
+        self.policies.note(&key, object, record.as_ref().ok());
+        Some(Item { key, record })
     }
 
     async fn send(&self, event: WatchEvent) -> Result<(), Unwanted> {
@@ -149,9 +163,12 @@ impl Feed {
             None => chain(error),
         };
         self.health.failed(self.kind, said);
-        Remedy::TryAgain
+        if code == Some(410) { Remedy::ListAnew } else { Remedy::TryAgain }
     }
 }
+
+/// Before a list that follows a gap.
+const ANEW: Duration = Duration::from_millis(200);
 
 /// Nobody takes what is sent any more.
 #[derive(Clone, Copy, Debug)]

@@ -24,11 +24,11 @@ pub(super) struct Events {
     budget: Budget,
 }
 
-/// What was told of a pod.
+/// A pod that cannot be enrolled, and what was told of it.
 struct Told {
     why: String,
-    /// Of this cause alone, since it would repeat its first text with any other.
-    recorder: Recorder,
+    /// Of this cause alone, since it would repeat its first text with any other. None: nothing was told yet.
+    recorder: Option<Recorder>,
     again: Instant,
 }
 
@@ -56,16 +56,22 @@ impl Events {
         self.told.retain(|uid, _| uids.contains(uid));
         for (report, why) in failed {
             let now = Instant::now();
-            let told = self.told.get(&report.uid).filter(|told| told.why == *why);
-            if told.is_some_and(|told| told.again > now) {
+            let told = self.told.entry(Arc::clone(&report.uid)).or_insert_with(|| Told {
+                why: why.clone(),
+                recorder: None,
+                again: now + SETTLE,
+            });
+            if told.why != *why {
+                *told = Told { why: why.clone(), recorder: None, again: told.again.min(now + SETTLE) };
+            }
+            if told.again > now {
                 continue;
             }
-            let Err(next) = self.budget.take(now) else {
-                let recorder = told.map(|told| told.recorder.clone());
-                self.publish(report, why, recorder).await;
-                continue;
-            };
-            return Some(next);
+            let recorder = told.recorder.clone();
+            match self.budget.take(now) {
+                Ok(()) => self.publish(report, why, recorder).await,
+                Err(next) => return Some(next),
+            }
         }
         self.told.values().map(|told| told.again).min()
     }
@@ -103,7 +109,7 @@ impl Events {
             }
             Err(_) => RETRY,
         };
-        let told = Told { why: why.to_owned(), recorder, again: Instant::now() + pause };
+        let told = Told { why: why.to_owned(), recorder: Some(recorder), again: Instant::now() + pause };
         self.told.insert(Arc::clone(&report.uid), told);
     }
 }
@@ -133,6 +139,8 @@ impl fmt::Debug for Events {
 const BURST: u32 = 25;
 /// Then one in so long.
 const REFILL: Duration = Duration::from_secs(5);
+/// Every pod that starts has no address, or no sandbox, for a moment.
+const SETTLE: Duration = Duration::from_secs(5);
 /// A cause that lasts is told again after so long; the API server forgets Events after an hour.
 const AGAIN: Duration = Duration::from_secs(600);
 /// What could not be written is tried again after so long.
