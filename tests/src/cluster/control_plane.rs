@@ -1,8 +1,8 @@
-//! etcd, the API server, the controller manager and the scheduler, in the control plane's namespace.
+//! etcd, the API server, the controller manager, the scheduler and the DNS, in the control plane's namespace.
 
-use std::{net::Ipv4Addr, process::Command, time::Duration};
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{
     credentials::Credentials,
@@ -24,6 +24,8 @@ pub enum ControlPlane {
     ControllerManager,
     /// Gives pods their nodes.
     Scheduler,
+    /// Answers for services' and pods' names. No pod as elsewhere: it is the same program.
+    Dns,
 }
 
 impl ControlPlane {
@@ -33,6 +35,7 @@ impl ControlPlane {
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
             Self::Scheduler => "kube-scheduler",
+            Self::Dns => "coredns",
         }
     }
 
@@ -43,7 +46,15 @@ impl ControlPlane {
     /// Starts it, and does not wait for anything.
     pub(crate) fn start(self, place: &Place, tools: &Tools) -> Result<()> {
         let netns = NetNs::open(&place.netns(CONTROL_NETNS))?;
-        let program = tools.kubernetes(self.name());
+        let program = match self {
+            Self::Dns => {
+                let corefile = corefile_of(place);
+                fs::write(&corefile, self.corefile(place))
+                    .with_context(|| format!("writing {}", corefile.display()))?;
+                tools.coredns()
+            }
+            _ => tools.kubernetes(self.name()),
+        };
         let mut command: Command = netns.command(&program.to_string_lossy());
         tools.equip(&mut command);
         command.current_dir(place.directory()).args(self.arguments(place));
@@ -67,7 +78,20 @@ impl ControlPlane {
             Self::Scheduler => daemon
                 .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, SCHEDULER).into()))
                 .map(drop),
+            Self::Dns => {
+                daemon.until(DEADLINE, "to serve", || netns.connect((CONTROL, DNS_PORT).into())).map(drop)
+            }
         }
+    }
+
+    /// What the DNS answers for: the cluster's domain, and nothing of the world.
+    fn corefile(self, place: &Place) -> String {
+        let kubeconfig = Credentials::of(place).kubeconfig("admin");
+        format!(
+            "cluster.local in-addr.arpa ip6.arpa {{\n    bind {CONTROL}\n    errors\n    kubernetes {{\n        \
+             kubeconfig {}\n        pods insecure\n        ttl 1\n    }}\n}}\n",
+            kubeconfig.display()
+        )
     }
 
     fn arguments(self, place: &Place) -> Vec<String> {
@@ -128,9 +152,17 @@ impl ControlPlane {
                 "--bind-address=127.0.0.1".to_owned(),
                 "--leader-elect=false".to_owned(),
             ],
+            Self::Dns => vec!["-conf".to_owned(), corefile_of(place).display().to_string()],
         }
     }
 }
+
+fn corefile_of(place: &Place) -> PathBuf {
+    place.directory().join("Corefile")
+}
+
+/// The port of the DNS.
+const DNS_PORT: u16 = 53;
 
 /// The port at which etcd takes clients.
 const ETCD: u16 = 2379;

@@ -328,6 +328,7 @@ impl Cluster {
             progress("the controller manager, the scheduler, and kubelet and kube-proxy on each node");
             ControlPlane::ControllerManager.start(place, tools)?;
             ControlPlane::Scheduler.start(place, tools)?;
+            ControlPlane::Dns.start(place, tools)?;
             started.into_iter().try_for_each(|node| match node.join() {
                 Ok(outcome) => outcome,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -344,7 +345,7 @@ impl Cluster {
 
     /// Waits until every node takes pods, and until there is an account for them.
     fn wait_ready(&self) -> Result<()> {
-        for program in [ControlPlane::ControllerManager, ControlPlane::Scheduler] {
+        for program in [ControlPlane::ControllerManager, ControlPlane::Scheduler, ControlPlane::Dns] {
             program.wait(&self.place, &self.tools)?;
         }
         for node in &self.nodes {

@@ -20,7 +20,7 @@ use super::{
     cgroups,
     credentials::Credentials,
     daemon::Daemon,
-    network::{Addresses, PODS},
+    network::{Addresses, CONTROL, PODS},
     place::Place,
     tools::{PLUGINS, Tools},
 };
@@ -332,6 +332,8 @@ impl ClusterNode {
             "volumePluginDir": "/var/lib/kubelet/plugins",
             "oomScoreAdj": 0,
             "resolvConf": "",
+            "clusterDomain": "cluster.local",
+            "clusterDNS": [CONTROL.to_string()],
             "registerNode": true,
             "serverTLSBootstrap": false,
         });

@@ -34,8 +34,9 @@ const VERSION: &str = "v1.36.3";
 pub const PACKAGES: [&str; 3] = ["containerd", "runc", "containernetworking-plugins"];
 
 /// What is built with `go install`: name, module and version.
-pub const GO_PROGRAMS: [(&str, &str, &str); 2] = [
+pub const GO_PROGRAMS: [(&str, &str, &str); 3] = [
     ("helm", "helm.sh/helm/v3/cmd/helm", "v3.21.4"),
+    ("coredns", "github.com/coredns/coredns", "v1.14.7"),
     ("cnitool", "github.com/containernetworking/cni/cnitool", "v1.3.1"),
 ];
 
@@ -66,7 +67,7 @@ impl Tools {
             (None, None) => std::env::home_dir().context("no home directory")?.join(".cache/culvert"),
         };
         let tools = Self::of(&cache);
-        let mut needed = vec![tools.kubernetes("kubelet")];
+        let mut needed = vec![tools.kubernetes("kubelet"), tools.coredns()];
         needed.extend(PACKAGES.map(|package| tools.package(package)));
         for path in needed {
             ensure!(path.exists(), "{} is not there: `cargo xtask setup` brings it", path.display());
@@ -119,6 +120,11 @@ impl Tools {
     /// Helm.
     pub fn helm(&self) -> PathBuf {
         self.go_program_folder("helm").join("helm")
+    }
+
+    /// The cluster's DNS.
+    pub(crate) fn coredns(&self) -> PathBuf {
+        self.go_program_folder("coredns").join("coredns")
     }
 
     /// cnitool.
