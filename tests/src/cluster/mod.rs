@@ -31,7 +31,7 @@ use std::{
     sync::OnceLock,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 pub(crate) use self::remains::Remains;
@@ -141,10 +141,10 @@ impl Cluster {
         }
     }
 
-    /// Finds a cluster that is up, whoever brought it up. It is kept.
+    /// Finds a cluster that has come up, whoever brought it up. It is kept. Some of its programs may have ended since.
     ///
     /// # Errors
-    /// Where there is a part of one only: `down` or the next `up` removes it.
+    /// Where there is a part of one that never came up: `down` or the next `up` removes it.
     pub fn find(name: &str) -> Result<Option<Self>> {
         let place = Place::new(name)?;
         if !Remains::are_there(&place) {
@@ -157,15 +157,6 @@ impl Cluster {
         let site = Site::of(&place, &tools)?;
         let mut cluster = Self::of(place.clone(), site, node::number(&place, &tools, &nodes));
         cluster.ends_with_this = false;
-        let stopped: Vec<_> =
-            Daemon::all(&place).into_iter().filter(|daemon| daemon.pid().is_none()).collect();
-        if let Some(daemon) = stopped.first() {
-            bail!(
-                "the cluster {name} is up in part: {} does not run ({}); take it down",
-                daemon.name(),
-                daemon.log().display()
-            );
-        }
         Ok(Some(cluster))
     }
 

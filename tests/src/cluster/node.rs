@@ -159,21 +159,10 @@ impl ClusterNode {
         self.daemon(daemon).stop()
     }
 
-    /// Starts one of the node's programs again; waits until it serves where others wait for it.
+    /// Starts one of the node's programs again, and waits until it serves: a kubelet that finds no containerd ends.
     pub fn start(&self, daemon: NodeDaemon) -> Result<()> {
-        let mut command = match daemon {
-            NodeDaemon::Containerd => self.containerd()?,
-            NodeDaemon::Kubelet => self.kubelet()?,
-            NodeDaemon::KubeProxy => self.kube_proxy()?,
-        };
-        self.tools.equip(&mut command);
-        self.daemon(daemon).start(&mut command)?;
-        match daemon {
-            NodeDaemon::Containerd => {
-                self.daemon(daemon).until(PATIENCE, "to serve", || self.containerd_answers())
-            }
-            NodeDaemon::Kubelet | NodeDaemon::KubeProxy => Ok(()),
-        }
+        self.launch(daemon)?;
+        self.wait_healthy(daemon)
     }
 
     /// Ends and starts one of the node's programs.
@@ -226,19 +215,23 @@ impl ClusterNode {
         Daemon::new(&self.place, &format!("{}.{}", self.name, daemon.name()))
     }
 
-    /// Waits until one of the node's programs says that it is well: all of them, once a cluster is up.
-    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
-        let port = match daemon {
-            NodeDaemon::Containerd => return Ok(()),
-            NodeDaemon::Kubelet => KUBELET_HEALTH,
-            NodeDaemon::KubeProxy => KUBE_PROXY_HEALTH,
+    /// Starts one of the node's programs and waits for nothing.
+    pub(crate) fn launch(&self, daemon: NodeDaemon) -> Result<()> {
+        let mut command = match daemon {
+            NodeDaemon::Containerd => self.containerd()?,
+            NodeDaemon::Kubelet => self.kubelet()?,
+            NodeDaemon::KubeProxy => self.kube_proxy()?,
         };
-        let netns = self.netns()?;
-        self.daemon(daemon).until(READY, "to be well", || -> Result<()> {
-            let stream = netns.connect((Ipv4Addr::LOCALHOST, port).into())?;
-            let answer = http::get(stream, "/healthz")?;
-            ensure!(answer.status == 200, "it answers {}", answer.status);
-            Ok(())
+        self.tools.equip(&mut command);
+        self.daemon(daemon).start(&mut command)
+    }
+
+    /// Waits until one of the node's programs says that it is well.
+    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
+        self.daemon(daemon).until(READY, "to be well", || match daemon {
+            NodeDaemon::Containerd => self.containerd_answers(),
+            NodeDaemon::Kubelet => self.is_healthy_at(KUBELET_HEALTH),
+            NodeDaemon::KubeProxy => self.is_healthy_at(KUBE_PROXY_HEALTH),
         })
     }
 
@@ -279,6 +272,13 @@ impl ClusterNode {
         // The number of tracked connections is the machine's, and not for a node to set.
         command.args(["--proxy-mode=nftables", "--conntrack-max-per-core=0", "--oom-score-adj=0"]);
         Ok(command)
+    }
+
+    fn is_healthy_at(&self, port: u16) -> Result<()> {
+        let stream = self.netns()?.connect((Ipv4Addr::LOCALHOST, port).into())?;
+        let answer = http::get(stream, "/healthz")?;
+        ensure!(answer.status == 200, "it answers {}", answer.status);
+        Ok(())
     }
 
     fn containerd_answers(&self) -> Result<()> {

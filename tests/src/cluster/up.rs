@@ -40,8 +40,8 @@ pub(super) fn make(place: &Place, tools: &Tools, names: &[String], progress: fn(
         })
     })?;
     for node in &nodes {
-        node.start(NodeDaemon::Kubelet)?;
-        node.start(NodeDaemon::KubeProxy)?;
+        node.launch(NodeDaemon::Kubelet)?;
+        node.launch(NodeDaemon::KubeProxy)?;
     }
     wait_ready(place, &site, &nodes)?;
     fs::write(place.ready(), json!(names).to_string()).context("noting that the cluster is up")?;

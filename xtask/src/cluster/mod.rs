@@ -112,8 +112,14 @@ fn become_root() -> Result<()> {
 
 fn up(name: &str) -> Result<()> {
     if let Ok(Some(cluster)) = Cluster::find(name) {
-        tell(&format!("the cluster {name} is up already"));
-        return status::show(&cluster);
+        let processes = cluster.processes();
+        let Some((ended, _)) = processes.iter().find(|(_, pid)| pid.is_none()) else {
+            tell(&format!("the cluster {name} is up already"));
+            return status::show(&cluster);
+        };
+        tell(&format!(
+            "the cluster {name} is up in part only: {ended} has ended, and so the cluster is made anew"
+        ));
     }
     tell(&format!("bringing up the cluster {name}: a control plane and two nodes, in namespaces"));
     let cluster = Cluster::up(ClusterConfig::named(name).progress(tell))?;
