@@ -18,8 +18,9 @@ use serde_json::json;
 
 use super::{
     cgroups,
-    credentials::Credentials,
+    control_plane::Site,
     daemon::Daemon,
+    kubectl,
     network::{Addresses, CONTROL, PODS},
     place::Place,
     tools::{PLUGINS, Tools},
@@ -158,21 +159,10 @@ impl ClusterNode {
         self.daemon(daemon).stop()
     }
 
-    /// Starts one of the node's programs again; waits until it serves where others wait for it.
+    /// Starts one of the node's programs again, and waits until it serves: a kubelet that finds no containerd ends.
     pub fn start(&self, daemon: NodeDaemon) -> Result<()> {
-        let mut command = match daemon {
-            NodeDaemon::Containerd => self.containerd()?,
-            NodeDaemon::Kubelet => self.kubelet()?,
-            NodeDaemon::KubeProxy => self.kube_proxy()?,
-        };
-        self.tools.equip(&mut command);
-        self.daemon(daemon).start(&mut command)?;
-        match daemon {
-            NodeDaemon::Containerd => {
-                self.daemon(daemon).until(PATIENCE, "to serve", || self.containerd_answers())
-            }
-            NodeDaemon::Kubelet | NodeDaemon::KubeProxy => Ok(()),
-        }
+        self.launch(daemon)?;
+        self.wait_healthy(daemon)
     }
 
     /// Ends and starts one of the node's programs.
@@ -196,7 +186,7 @@ impl ClusterNode {
         self.write("/etc/cni/net.d/10-bridge.conflist", &self.cni_configuration())?;
         self.write(&in_configuration("containerd.toml"), &self.containerd_configuration())?;
         self.write(&in_configuration("kubelet.json"), &self.kubelet_configuration())?;
-        let credentials = Credentials::of(&self.place);
+        let credentials = Site::of(&self.place, &self.tools)?.credentials();
         for (from, to) in [
             (credentials.path("ca.crt"), "ca.crt"),
             (credentials.kubeconfig(&self.unique_name()), "kubelet.kubeconfig"),
@@ -225,20 +215,32 @@ impl ClusterNode {
         Daemon::new(&self.place, &format!("{}.{}", self.name, daemon.name()))
     }
 
-    /// Waits until one of the node's programs says that it is well: all of them, once a cluster is up.
-    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
-        let port = match daemon {
-            NodeDaemon::Containerd => return Ok(()),
-            NodeDaemon::Kubelet => KUBELET_HEALTH,
-            NodeDaemon::KubeProxy => KUBE_PROXY_HEALTH,
+    /// Starts one of the node's programs and waits for nothing.
+    pub(crate) fn launch(&self, daemon: NodeDaemon) -> Result<()> {
+        let mut command = match daemon {
+            NodeDaemon::Containerd => self.containerd()?,
+            NodeDaemon::Kubelet => self.kubelet()?,
+            NodeDaemon::KubeProxy => self.kube_proxy()?,
         };
-        let netns = self.netns()?;
-        self.daemon(daemon).until(READY, "to be well", || -> Result<()> {
-            let stream = netns.connect((Ipv4Addr::LOCALHOST, port).into())?;
-            let answer = http::get(stream, "/healthz")?;
-            ensure!(answer.status == 200, "it answers {}", answer.status);
-            Ok(())
+        self.tools.equip(&mut command);
+        self.daemon(daemon).start(&mut command)
+    }
+
+    /// Waits until one of the node's programs says that it is well.
+    pub(crate) fn wait_healthy(&self, daemon: NodeDaemon) -> Result<()> {
+        self.daemon(daemon).until(READY, "to be well", || match daemon {
+            NodeDaemon::Containerd => self.containerd_answers(),
+            NodeDaemon::Kubelet => self.is_healthy_at(KUBELET_HEALTH),
+            NodeDaemon::KubeProxy => self.is_healthy_at(KUBE_PROXY_HEALTH),
         })
+    }
+
+    /// Waits until the API server says that the node takes pods.
+    pub(crate) fn wait_ready(&self, site: &Site) -> Result<()> {
+        let name = format!("node/{}", self.unique_name());
+        let args = ["wait", "--for=condition=Ready", &name, "--timeout=3s"];
+        self.daemon(NodeDaemon::Kubelet)
+            .until(READY, "to be ready", || kubectl::run(site, &args, "").map(drop))
     }
 
     /// The process that keeps the mount namespace.
@@ -270,6 +272,13 @@ impl ClusterNode {
         // The number of tracked connections is the machine's, and not for a node to set.
         command.args(["--proxy-mode=nftables", "--conntrack-max-per-core=0", "--oom-score-adj=0"]);
         Ok(command)
+    }
+
+    fn is_healthy_at(&self, port: u16) -> Result<()> {
+        let stream = self.netns()?.connect((Ipv4Addr::LOCALHOST, port).into())?;
+        let answer = http::get(stream, "/healthz")?;
+        ensure!(answer.status == 200, "it answers {}", answer.status);
+        Ok(())
     }
 
     fn containerd_answers(&self) -> Result<()> {
@@ -345,6 +354,11 @@ impl ClusterNode {
     }
 }
 
+/// The nodes of these names, numbered in their order.
+pub(crate) fn number(place: &Place, tools: &Tools, names: &[String]) -> Vec<ClusterNode> {
+    names.iter().zip(1..).map(|(name, number)| ClusterNode::new(place, tools, name, number)).collect()
+}
+
 /// A file of the node's configuration, as the node sees it.
 fn in_configuration(file: &str) -> String {
     format!("{CONFIGURATION}/{file}")
@@ -362,4 +376,4 @@ const MOUNTS: &str = include_str!("node.sh");
 const CONTAINERD: &str = include_str!("containerd.toml");
 
 /// How long a node may take from the start of its kubelet until it is ready.
-pub(crate) const READY: Duration = Duration::from_secs(120);
+const READY: Duration = Duration::from_secs(120);

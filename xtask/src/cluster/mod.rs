@@ -85,8 +85,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Action::Up => up(name),
         Action::Down => down(name),
         Action::Status => status::show(&find(name)?),
-        Action::Kubectl(Words { words }) => replace(find(name)?.kubectl_command()?.args(words)),
-        Action::Helm(Words { words }) => replace(find(name)?.helm_command()?.args(words)),
+        Action::Kubectl(Words { words }) => replace(find(name)?.kubectl_command().args(words)),
+        Action::Helm(Words { words }) => replace(find(name)?.helm_command().args(words)),
         Action::Enter { node, words } => enter(&find(name)?, node, words),
         Action::Load { archives } => {
             let cluster = find(name)?;
@@ -112,8 +112,14 @@ fn become_root() -> Result<()> {
 
 fn up(name: &str) -> Result<()> {
     if let Ok(Some(cluster)) = Cluster::find(name) {
-        tell(&format!("the cluster {name} is up already"));
-        return status::show(&cluster);
+        let processes = cluster.processes();
+        let Some((ended, _)) = processes.iter().find(|(_, pid)| pid.is_none()) else {
+            tell(&format!("the cluster {name} is up already"));
+            return status::show(&cluster);
+        };
+        tell(&format!(
+            "the cluster {name} is up in part only: {ended} has ended, and so the cluster is made anew"
+        ));
     }
     tell(&format!("bringing up the cluster {name}: a control plane and two nodes, in namespaces"));
     let cluster = Cluster::up(ClusterConfig::named(name).progress(tell))?;
