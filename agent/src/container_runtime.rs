@@ -1,15 +1,16 @@
 //! The agent towards the node's container runtime: where its pods' sandboxes are, and its CNI plugin, answered and kept in
 //! the chain.
 
-use std::sync::Arc;
+use std::{future::Future, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::{net::UnixListener, sync::watch};
 
 use crate::{
     admin,
+    apiserver::Connection,
     capture::Capture,
-    cli::AgentArgs,
+    cli::{self, AgentArgs},
     cni::{self, Saved, install},
     enroll::{PodStatus, Status},
     mesh::Snapshot,
@@ -26,8 +27,11 @@ pub(crate) struct ContainerRuntime {
     listener: UnixListener,
     install: Option<install::Config>,
     problem: watch::Sender<String>,
+    /// The agent's own kubeconfig for the plugin, which it keeps fresh; none where there is no API server, or another is
+    /// given to both.
+    kubeconfig: Option<PathBuf>,
     /// Asks about pods that the snapshot does not know; none where there is no API server.
-    pub(crate) ask: Option<cni::Ask>,
+    ask: Option<cni::Ask>,
 }
 
 impl ContainerRuntime {
@@ -35,7 +39,11 @@ impl ContainerRuntime {
     ///
     /// # Errors
     /// Where the socket cannot be bound.
-    pub(crate) fn start(args: &AgentArgs, capture: &Capture) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        args: &AgentArgs,
+        capture: &Capture,
+        api_server: Option<&Connection>,
+    ) -> anyhow::Result<Self> {
         let sandboxes = Sandboxes::new(sandbox::Config {
             proc: args.host_proc.clone(),
             cgroups: capture.cgroup_root().to_owned(),
@@ -44,6 +52,12 @@ impl ContainerRuntime {
         let socket = run_file(&args.node, SOCKET);
         let listener = admin::bind_private(&socket)
             .with_context(|| format!("binding the CNI plugin's socket {}", socket.display()))?;
+        let in_pod = args.kube && args.kubeconfig.is_none();
+        let kubeconfig = in_pod.then(|| run_file(&args.node, KUBECONFIG));
+        let given = args.kubeconfig.as_deref().map(std::path::absolute).transpose();
+        let given = given.context("making the path of --kubeconfig absolute")?;
+        let ask = api_server
+            .map(|connection| cli::cni::asker(connection.client.clone(), args.root_namespace.clone()));
         let install = args.cni_conf_dir.clone().map(|configurations| install::Config {
             configurations,
             binaries: args.cni_bin_dir.clone(),
@@ -51,12 +65,12 @@ impl ContainerRuntime {
                 node: args.node.clone(),
                 socket,
                 saved: run_file(&args.node, SAVED),
-                kubeconfig: None,
+                kubeconfig: kubeconfig.clone().or(given),
                 root_namespace: args.root_namespace.clone(),
             },
         });
         let problem = watch::Sender::default();
-        Ok(Self { node: args.node.clone(), sandboxes, listener, install, problem, ask: None })
+        Ok(Self { node: args.node.clone(), sandboxes, listener, install, problem, kubeconfig, ask })
     }
 
     /// Returns where the pods' sandboxes are.
@@ -71,8 +85,15 @@ impl ContainerRuntime {
 
     /// Answers the plugin and keeps it in its place, until the agent drains or a successor has the node. From then on no
     /// agent answers that would not enrol the pod.
-    pub(crate) async fn serve(self, mesh: watch::Receiver<Arc<Snapshot>>, pods: Status, shutdown: Shutdown) {
-        let Self { node, sandboxes, listener, install, problem, ask } = self;
+    pub(crate) async fn serve(
+        self,
+        complete: impl Future<Output = ()>,
+        mesh: watch::Receiver<Arc<Snapshot>>,
+        pods: Status,
+        shutdown: Shutdown,
+    ) {
+        let Self { node, sandboxes, listener, install, problem, kubeconfig, ask } = self;
+        let kubeconfig = kubeconfig.filter(|_| install.is_some());
         let socket = run_file(&node, SOCKET);
         let keep = async {
             match install {
@@ -80,10 +101,22 @@ impl ContainerRuntime {
                 None => std::future::pending().await,
             }
         };
+        let fresh = async {
+            match kubeconfig {
+                Some(path) => install::keep_fresh(path).await,
+                None => std::future::pending().await,
+            }
+        };
         let saved = Saved::follow(run_file(&node, SAVED), mesh.clone(), node.clone());
+        // What an earlier agent saved is better than what is not complete.
+        let saved = async {
+            complete.await;
+            saved.await;
+        };
         let server =
             cni::Server { node, mesh, sandboxes: sandboxes.clone(), standings: standings(pods), ask };
-        let all = async { tokio::join!(server.serve(listener), keep, saved, sandboxes.follow_cgroups()) };
+        let all =
+            async { tokio::join!(server.serve(listener), keep, fresh, saved, sandboxes.follow_cgroups()) };
         let all = async {
             let _ = shutdown.drain().run_until_cancelled(all).await;
         };
@@ -95,9 +128,10 @@ impl ContainerRuntime {
     }
 }
 
-/// The ends of the files' names (`run_file`). Both go with `culvert cleanup`.
+/// The ends of the files' names (`run_file`). They go with `culvert cleanup`.
 const SOCKET: &str = "-cni.sock";
 const SAVED: &str = "-cni.json";
+const KUBECONFIG: &str = "-kubeconfig";
 
 /// Tells how the pods stand, for the CNI plugin to wait for.
 fn standings(status: Status) -> cni::Standings {

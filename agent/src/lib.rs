@@ -102,7 +102,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let context =
         proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
     let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
-    let runtime = ContainerRuntime::start(&args, &capture)?;
+    let runtime = ContainerRuntime::start(&args, &capture, api_server.as_ref())?;
     let pods = (svids.clone(), runtime.sandboxes());
     let enroller = Enroller::new(enrolling, capture.clone(), context.clone(), pods);
 
@@ -124,7 +124,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tokio::spawn(succession::until_handed_over(shutdown.clone(), admin.clone().serve_public(admin_listener)));
     tokio::spawn(admin.serve_private(socket_listener, hand_over));
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
-    tokio::spawn(runtime.serve(mesh.clone(), enroller.status(), shutdown.clone()));
+    tokio::spawn(runtime.serve(control.complete(), mesh.clone(), enroller.status(), shutdown.clone()));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
 
     let (begun, reports) = tokio::sync::watch::channel(None);
@@ -169,8 +169,10 @@ async fn enroll(
 
 /// Has the API server told how the pods are, as long as somebody does that.
 async fn report_pods(status: enroll::Status, reports: tokio::sync::watch::Sender<Option<Vec<PodReport>>>) {
+    let mut pods = status.subscribe();
     while !reports.is_closed() {
-        let pods = status.pods().into_iter().map(|pod| PodReport {
+        let now = pods.borrow_and_update().clone();
+        let now = now.iter().map(|pod| PodReport {
             namespace: Arc::clone(&pod.workload().namespace),
             name: Arc::clone(&pod.workload().name),
             uid: Arc::clone(&pod.workload().uid),
@@ -180,18 +182,17 @@ async fn report_pods(status: enroll::Status, reports: tokio::sync::watch::Sender
                 why => PodState::Failed(why.to_owned()),
             },
         });
-        let pods = Some(pods.collect());
+        let now = Some(now.collect());
         reports.send_if_modified(|known| {
-            let differs = *known != pods;
-            *known = pods;
+            let differs = *known != now;
+            *known = now;
             differs
         });
-        tokio::time::sleep(REPORT_PAUSE).await;
+        if pods.changed().await.is_err() {
+            return;
+        }
     }
 }
-
-/// How often it is looked whether a pod's state changed.
-const REPORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs the components until a signal comes; then they go on while the agent drains.
 async fn until_signal(

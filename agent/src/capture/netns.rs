@@ -104,6 +104,15 @@ impl NetNs {
         run_in(&self.shared.file, f)
     }
 
+    /// Sets the loopback interface inside up, on which the listeners are. A container runtime does so itself, and may come
+    /// to it only while the CNI plugins run (containerd adds a pod to its networks at the same time).
+    ///
+    /// # Errors
+    /// Where the namespace cannot be entered, or the kernel refuses.
+    pub fn raise_loopback(&self) -> io::Result<()> {
+        self.run(sys::raise_loopback)?
+    }
+
     /// Returns the addresses of all links inside, canonical.
     ///
     /// # Errors

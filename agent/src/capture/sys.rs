@@ -97,6 +97,33 @@ pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Sets the loopback interface of the calling thread's network namespace up; that it is up already is no error.
+pub(super) fn raise_loopback() -> io::Result<()> {
+    let socket =
+        nix::sys::socket::socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all zeroes are a valid `ifreq`: integers and a pointer that is not read.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = byte.cast_signed();
+    }
+    // SAFETY: both requests read the name; the first writes the flags, the second reads them.
+    unsafe {
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, ptr::from_mut(&mut request)) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "1")]
+        let up = libc::IFF_UP as libc::c_short;
+        if request.ifr_ifru.ifru_flags & up == up {
+            return Ok(());
+        }
+        request.ifr_ifru.ifru_flags |= up;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, ptr::from_mut(&mut request)) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Opens a process, so that its end can be seen.
 pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only.

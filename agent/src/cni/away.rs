@@ -1,4 +1,5 @@
-//! What the plugin does with a pod while no agent answers.
+//! What the plugin does with a pod while no agent answers, or one that knows as little: it has just started, and cannot reach
+//! the API server.
 //!
 //! In this order, until one knows:
 //! 1. Culvert's own namespace: its pods start. The authority is among them, which every other certificate depends on, and
@@ -73,7 +74,7 @@ fn refusal(config: &Config<'_>, pod: &PodName, why: &str, known: &str) -> Failur
         format!("pod {pod} does not start while Culvert's agent is away, it might speak plaintext: {known}"),
     )
     .with_details(format!(
-        "no agent of node {node} answers at {} ({why}): bring it back (kubectl -n {} get pods -l app.kubernetes.io/name=culvert \
+        "the agent of node {node} has no answer at {} ({why}): bring it back (kubectl -n {} get pods -l app.kubernetes.io/name=culvert \
          -o wide), or take the pod out of the mesh with the label culvert.dev/mesh: disabled; the runtime tries again by itself",
         socket.display(),
         config.root_namespace,

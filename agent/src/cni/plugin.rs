@@ -150,6 +150,7 @@ fn start(
     match protocol::ask(&config.socket, &Request::Add(attachment)) {
         Ok(Answer::Done | Answer::NotEnrolled(_)) => Ok(()),
         Ok(Answer::Failed(why)) => Err(failed(&pod, &why)),
+        Ok(Answer::Unknown(why)) => away::decide(config, &pod, &why, ask),
         Err(error) => away::decide(config, &pod, &error.to_string(), ask),
     }
 }
@@ -165,6 +166,7 @@ fn check(
     match protocol::ask(&config.socket, &Request::Check(attachment)) {
         Ok(Answer::Done | Answer::NotEnrolled(_)) => Ok(()),
         Ok(Answer::Failed(why)) => Err(failed(&pod, &why)),
+        Ok(Answer::Unknown(why)) => away::decide(config, &pod, &why, ask),
         // What was enrolled stays captured, and fails closed: it is not as it ought to be.
         Err(error) => away::decide(config, &pod, &error.to_string(), ask),
     }

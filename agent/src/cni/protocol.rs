@@ -49,6 +49,8 @@ pub(super) enum Answer {
     Done,
     /// The pod is not to be in the mesh, and why.
     NotEnrolled(String),
+    /// Whether the pod is to be in the mesh cannot be told at the moment, and why: as if no agent answered.
+    Unknown(String),
     /// It could not be done, and why.
     Failed(String),
 }

@@ -184,8 +184,8 @@ impl Server {
             Asked::NoSuchPod => Err(Answer::Failed(
                 "the API server does not know it: it has been deleted, or replaced".to_owned(),
             )),
-            Asked::Unreachable(error) => Err(Answer::Failed(format!(
-                "the agent does not know it yet, and the API server cannot be asked: {error}"
+            Asked::Unreachable(error) => Err(Answer::Unknown(format!(
+                "it does not know the pod yet, and cannot ask the API server: {error}"
             ))),
         }
     }

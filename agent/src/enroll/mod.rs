@@ -77,6 +77,8 @@ struct Failure {
     addresses: Vec<IpAddr>,
     attempts: u32,
     retry: Instant,
+    /// The pod has not started yet, as any pod at first: nobody needs to be told.
+    early: bool,
 }
 
 /// How often the pods' namespaces are looked at where nothing else gives cause to.
@@ -409,19 +411,20 @@ impl Enroller {
     }
 
     fn note_failure(&mut self, uid: Arc<str>, workload: &Workload, error: &EnrollError) {
+        let early = workload.addresses.is_empty() && error.is_absence();
         let error = error.to_string();
         let attempts = self.failures.get(&uid).map_or(1, |failure| failure.attempts + 1);
         let known = self.failures.get(&uid).is_some_and(|failure| failure.error == error);
         let delay = RETRY_FIRST.saturating_mul(1 << attempts.min(10)).min(RETRY_MAX);
         // Once for each cause, then quietly: what it is stands in the readiness detail until it is over.
-        if !known {
+        if !known && !early {
             tracing::error!(pod = %workload, %error, "the pod cannot be enrolled; it is tried again");
         } else {
             tracing::debug!(pod = %workload, %error, attempts, "the pod still cannot be enrolled");
         }
         let (netns, addresses) = (workload.netns.clone(), workload.addresses.clone());
         let retry = Instant::now() + delay;
-        self.failures.insert(uid, Failure { error, netns, addresses, attempts, retry });
+        self.failures.insert(uid, Failure { error, netns, addresses, attempts, retry, early });
     }
 
     fn next_deadline(&self) -> Instant {
@@ -438,7 +441,7 @@ impl Enroller {
             PodStatus { terms, state: state.to_owned(), plaintext, netns }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {
-            let state = self.failures.get(&workload.uid)?.error.clone();
+            let state = self.failures.get(&workload.uid).filter(|failure| !failure.early)?.error.clone();
             Some(PodStatus { terms: Terms::new(&workload, snapshot), state, plaintext: None, netns: None })
         });
         self.status.publish(enrolled.chain(failed).collect());
@@ -478,4 +481,11 @@ enum EnrollError {
     Listeners(#[source] std::io::Error),
     #[error(transparent)]
     Capture(#[from] capture::Error),
+}
+
+impl EnrollError {
+    /// Whether nothing of the pod is there.
+    fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound(sandbox::NotFound::Nowhere { .. }))
+    }
 }

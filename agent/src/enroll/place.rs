@@ -29,11 +29,16 @@ impl Place {
         }
     }
 
-    /// Opens the namespace.
+    /// Opens the namespace, ready for listeners.
     pub(super) fn open(&self) -> Result<NetNs, capture::Error> {
         match self {
             Self::Annotated(at, _) => NetNs::open(at),
-            Self::Sandbox(sandbox) => open(sandbox),
+            Self::Sandbox(sandbox) => {
+                let netns = open(sandbox)?;
+                let raised = netns.raise_loopback();
+                raised.map_err(|source| capture::Error::Netns { netns: netns.to_string(), source })?;
+                Ok(netns)
+            }
         }
     }
 
