@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::{alerts, command, layout, setup, tidy};
+use crate::{alerts, chart, command, layout, setup, tidy};
 
 /// A check and its name.
 type Check = (&'static str, fn() -> Result<()>);
@@ -15,6 +15,7 @@ const CHECKS: &[Check] = &[
     ("clippy", clippy),
     ("clippy for eBPF", clippy_ebpf),
     ("alerts", alerts::check),
+    ("chart", chart::check),
     ("dependencies", dependencies),
     ("advisories", advisories),
 ];

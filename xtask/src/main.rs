@@ -5,6 +5,7 @@
 
 mod alerts;
 mod build;
+mod chart;
 mod cluster;
 mod command;
 mod debian;
@@ -36,6 +37,8 @@ enum Task {
     Build(build::Options),
     /// Make a container image of the agent
     Image(image::Options),
+    /// Render the Helm chart into deploy/culvert.yaml, or check that it is rendered
+    Chart(chart::Options),
     /// Show the mesh at work: two nodes, six pods, real programs, and what it costs
     Demo(demo::Options),
     /// A Kubernetes cluster of two nodes on this machine: bring it up, look into it, take it down
@@ -68,6 +71,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Setup => setup::run(setup::Purpose::Test),
         Task::Build(options) => build::run(&options),
         Task::Image(options) => image::run(&options),
+        Task::Chart(options) => chart::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Cluster(options) => cluster::run(&options),
         Task::Tidy => tidy::run(),

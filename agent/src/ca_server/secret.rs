@@ -118,7 +118,7 @@ impl AuthoritySecret {
                 match timeout(MAKE_LIMIT, self.make()).await.map_err(MakeError::from).flatten() {
                     Ok(()) => is_missing = false,
                     Err(error) => {
-                        say(problems, format!("{} is not there and was not made: {error}", self.named()))
+                        say(problems, format!("{} is not there and was not made: {error}", self.named()));
                     }
                 }
             } else {

@@ -15,7 +15,6 @@ app.kubernetes.io/component: ca
 {{/* What every object has besides. */}}
 {{- define "culvert.labels" -}}
 app.kubernetes.io/part-of: culvert
-app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
