@@ -104,11 +104,11 @@ impl Index {
             }
             Content::Service(service) => {
                 let entry = index(namespace).and_then(|index| index.services.get(name));
-                let is = |(entry, service): (&ServiceEntry, &Box<Service>)| {
+                let is = |(entry, service): (&ServiceEntry, &Service)| {
                     let endpoints = entry.service.endpoints.clone();
-                    *entry.service == Service { endpoints, ..(**service).clone() }
+                    *entry.service == Service { endpoints, ..service.clone() }
                 };
-                entry.zip(service.as_ref()).map_or(entry.is_none() && service.is_none(), is)
+                entry.zip(service.as_deref()).map_or(entry.is_none() && service.is_none(), is)
             }
             Content::Slice(slice) => {
                 let known = index(namespace).and_then(|index| index.slice(name));
