@@ -4,7 +4,11 @@
 //! containerd's CRI plugin (`<id>`, `cri-containerd-<id>.scope`) and CRI-O (`crio-<id>`, with the suffix `.scope`
 //! under systemd; `crio-conmon-<id>` for the monitor).
 
-use std::path::PathBuf;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process,
+};
 
 /// How far below the root of the hierarchy the cgroup of all pods may be, as `capture` has it.
 const LEVELS: usize = 4;
@@ -16,6 +20,70 @@ const MAX_UID: usize = 64;
 /// without.
 pub fn is_kubepods(name: &str) -> bool {
     matches!(name, "kubepods" | "kubepods.slice") || name.ends_with("-kubepods.slice")
+}
+
+/// The host's cgroup v2 hierarchy as this process sees it.
+///
+/// `/proc/PID/cgroup` says where a process is from the root of the *reader's* cgroup namespace, with as many steps up as it
+/// takes (cgroup_namespaces(7)); a container usually has such a namespace, and its root is the container's own cgroup.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Where the root of the whole hierarchy is mounted.
+    mount: PathBuf,
+    /// The root of the own cgroup namespace, below it.
+    root: Vec<String>,
+}
+
+impl View {
+    /// Finds the root of the own namespace: of all cgroups, this process is in one.
+    pub(super) fn new(mount: &Path) -> Self {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let own = own.trim_end_matches('/');
+        let seen = |found: &Path| found.strip_prefix(mount).ok()?.to_str().map(str::to_owned);
+        let root = match holds_us(&mount.join(own)) {
+            true => String::new(),
+            false => {
+                let found = search(mount).and_then(|found| seen(&found)).unwrap_or_default();
+                found.strip_suffix(own).unwrap_or_default().to_owned()
+            }
+        };
+        let root = root.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Self { mount: mount.to_owned(), root }
+    }
+
+    /// Returns where the root of the whole hierarchy is mounted.
+    pub(super) fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Makes a path from the root of the hierarchy of one from the root of the own namespace.
+    pub(super) fn resolve(&self, path: &str) -> String {
+        let mut names: Vec<&str> = self.root.iter().map(String::as_str).collect();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            match name {
+                ".." => drop(names.pop()),
+                name => names.push(name),
+            }
+        }
+        format!("/{}", names.join("/"))
+    }
+}
+
+/// Looks for the cgroup that this process is in. Others are 0 in the lists, or have pids of their own.
+fn search(directory: &Path) -> Option<PathBuf> {
+    if holds_us(directory) {
+        return Some(directory.to_owned());
+    }
+    let entries = fs::read_dir(directory).ok()?.flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path()).find_map(|path| search(&path))
+}
+
+fn holds_us(directory: &Path) -> bool {
+    let own = process::id().to_string();
+    let listed: io::Result<String> = fs::read_to_string(directory.join("cgroup.procs"));
+    listed.is_ok_and(|listed| listed.lines().any(|pid| pid == own))
 }
 
 /// Where a process is that runs in a pod's cgroup.
@@ -88,6 +156,23 @@ mod tests {
             container: container.map(str::to_owned),
         });
         assert_eq!(found, expected, "{path}");
+    }
+
+    #[test]
+    fn a_path_from_another_cgroup_namespace_is_resolved_from_where_its_root_is() {
+        let root = ["kubepods", "burstable", "podagent", "abc"].map(str::to_owned).to_vec();
+        let view = View { mount: "/sys/fs/cgroup".into(), root };
+        for (path, expected) in [
+            ("/", "/kubepods/burstable/podagent/abc"),
+            ("/../../podone/def", "/kubepods/burstable/podone/def"),
+            ("/../../../podtwo/def", "/kubepods/podtwo/def"),
+            ("/../../../../system.slice", "/system.slice"),
+            ("/../../../../../../elsewhere", "/elsewhere"),
+        ] {
+            assert_eq!(view.resolve(path), expected);
+        }
+        let view = View { mount: "/sys/fs/cgroup".into(), root: Vec::new() };
+        assert_eq!(view.resolve("/kubepods/podone/def"), "/kubepods/podone/def");
     }
 
     #[test]

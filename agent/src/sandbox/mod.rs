@@ -35,6 +35,7 @@ pub use cgroups::is_kubepods;
 
 use crate::mesh::Workload;
 use attachments::Attachments;
+use cgroups::View;
 use process::Process;
 use survey::Survey;
 
@@ -50,6 +51,7 @@ pub struct Sandboxes {
 #[derive(Debug)]
 struct Shared {
     config: Config,
+    view: View,
     attachments: Mutex<Attachments>,
     survey: Mutex<Option<(Instant, Survey)>>,
     changed: Notify,
@@ -143,7 +145,8 @@ impl Sandboxes {
     /// Makes it, with the attachments that an earlier agent of the node saved.
     pub fn new(config: Config) -> Self {
         let attachments = Mutex::new(Attachments::load(&config.saved));
-        let shared = Shared { config, attachments, survey: Mutex::default(), changed: Notify::new() };
+        let view = View::new(&config.cgroups);
+        let shared = Shared { config, view, attachments, survey: Mutex::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -234,7 +237,7 @@ impl Sandboxes {
     }
 
     fn find_process(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
-        let Config { proc, cgroups, saved: _ } = &self.shared.config;
+        let (proc, cgroups) = (&self.shared.config.proc, &self.shared.view);
         let mut survey = lock(&self.shared.survey);
         if !survey.as_ref().is_some_and(|(taken, _)| taken.elapsed() < FRESH) {
             let taken = Survey::take(proc, cgroups);
@@ -249,7 +252,7 @@ impl Sandboxes {
             return Err(NotFound::Virtual { process: process.to_owned() });
         }
         let (netns, process) =
-            candidate.open(proc).map_err(|source| NotFound::Ended { pid: candidate.pid, source })?;
+            candidate.open(proc, cgroups).map_err(|source| NotFound::Ended { pid: candidate.pid, source })?;
         let ended = |source| NotFound::Ended { pid: candidate.pid, source };
         let name = format!("of process {}", candidate.pid);
         Sandbox::new(netns, name, Vec::new(), Source::Process(Arc::new(process))).map_err(ended)

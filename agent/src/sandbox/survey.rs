@@ -28,9 +28,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sched::{CloneFlags, setns};
-
-use super::{cgroups::PodCgroup, process::Process};
+use super::{
+    cgroups::{PodCgroup, View},
+    process::Process,
+};
 
 /// The oldest init of each pod, by the pod's uid.
 #[derive(Debug, Default)]
@@ -60,8 +61,8 @@ const MACHINES: &[&str] = &[
 
 impl Survey {
     /// Looks at every process that the host's proc file system shows.
-    pub(super) fn take(proc: &Path, cgroups: &Path) -> io::Result<Self> {
-        in_host_cgroups(proc, || Ok(Self::of(list(proc, cgroups)?)))
+    pub(super) fn take(proc: &Path, cgroups: &View) -> io::Result<Self> {
+        Ok(Self::of(list(proc, cgroups)?))
     }
 
     /// Returns what is most likely the sandbox of a pod.
@@ -89,17 +90,15 @@ impl Survey {
 impl Candidate {
     /// Opens its network namespace, and makes sure that the process was still that one, and in the pod's cgroup, when it
     /// was opened.
-    pub(super) fn open(&self, proc: &Path) -> io::Result<(File, Process)> {
-        in_host_cgroups(proc, || {
-            let process = Process::open(proc, self.pid)?;
-            let netns = process.netns()?;
-            let stat = process.stat()?;
-            let same = PodCgroup::parse(&process.cgroup()?).as_ref() == Some(&self.cgroup);
-            if stat.start != self.start || stat.zombie || !same {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "another process has its pid"));
-            }
-            Ok((netns, process))
-        })
+    pub(super) fn open(&self, proc: &Path, cgroups: &View) -> io::Result<(File, Process)> {
+        let process = Process::open(proc, self.pid)?;
+        let netns = process.netns()?;
+        let stat = process.stat()?;
+        let cgroup = PodCgroup::parse(&cgroups.resolve(&process.cgroup()?));
+        if stat.start != self.start || stat.zombie || cgroup.as_ref() != Some(&self.cgroup) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "another process has its pid"));
+        }
+        Ok((netns, process))
     }
 
     /// Returns what the process is called where it carries a virtual machine.
@@ -109,15 +108,16 @@ impl Candidate {
 }
 
 /// Returns the processes in pods' containers, each with its parent's pid.
-fn list(proc: &Path, cgroups: &Path) -> io::Result<HashMap<u32, (Candidate, u32)>> {
+fn list(proc: &Path, cgroups: &View) -> io::Result<HashMap<u32, (Candidate, u32)>> {
     let mut found = HashMap::new();
     let mut trusted = HashMap::new();
     for entry in fs::read_dir(proc)? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // Processes come and go.
         let Ok(process) = Process::open(proc, pid) else { continue };
-        let Some(cgroup) = process.cgroup().ok().and_then(|path| PodCgroup::parse(&path)) else { continue };
-        if cgroup.container.is_none() || !is_roots(&mut trusted, cgroups, &cgroup.pod) {
+        let Some(cgroup) = process.cgroup().ok() else { continue };
+        let Some(cgroup) = PodCgroup::parse(&cgroups.resolve(&cgroup)) else { continue };
+        if cgroup.container.is_none() || !is_roots(&mut trusted, cgroups.mount(), &cgroup.pod) {
             continue;
         }
         let Ok(stat) = process.stat() else { continue };
@@ -137,31 +137,6 @@ fn is_roots(known: &mut HashMap<PathBuf, bool>, cgroups: &Path, pod: &Path) -> b
     let roots = fs::metadata(cgroups.join(pod)).is_ok_and(|metadata| metadata.uid() == 0);
     known.insert(pod.to_owned(), roots);
     roots
-}
-
-/// Runs a closure on this thread in the cgroup namespace of the host's first process: `/proc/PID/cgroup` shows paths from
-/// the root of the reader's. Where there is no other, or it cannot be entered, the agent's own has to do.
-fn in_host_cgroups<T>(proc: &Path, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let own = File::open("/proc/thread-self/ns/cgroup")?;
-    let Ok(host) = File::open(proc.join("1/ns/cgroup")) else { return look() };
-    let same = own.metadata()?.ino() == host.metadata()?.ino();
-    if same || setns(&host, CloneFlags::CLONE_NEWCGROUP).is_err() {
-        return look();
-    }
-    let _home = Home(own);
-    look()
-}
-
-/// Brings the thread back, also when the closure panics.
-struct Home(File);
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWCGROUP) {
-            // What a thread reads of cgroups is all that differs.
-            tracing::warn!(%error, "cannot leave the host's cgroup namespace");
-        }
-    }
 }
 
 #[cfg(test)]
