@@ -53,7 +53,7 @@ pub use self::{
     agent::{Agent, AgentBuilder, culvert},
     capture::{Capture, Captured},
     certificate::{CertificateBuilder, Credentials},
-    cluster::{Cluster, ClusterConfig, ClusterNode, ControlPlane, NodeDaemon},
+    cluster::{ApiServer, Cluster, ClusterConfig, ClusterNode, ControlPlane, NodeDaemon},
     interrupt::wait_for_interrupt,
     mesh::{Mesh, MeshBuilder},
     metrics::{Metrics, Sample},

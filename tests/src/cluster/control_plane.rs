@@ -1,17 +1,51 @@
 //! etcd, the API server, the controller manager and the scheduler, in the control plane's namespace.
 
-use std::{net::Ipv4Addr, process::Command, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::Result;
 
 use super::{
     credentials::Credentials,
     daemon::Daemon,
+    kubectl,
     network::{API_PORT, CONTROL, CONTROL_NETNS, PODS, SERVICES},
     place::Place,
     tools::Tools,
 };
 use crate::NetNs;
+
+/// Where a control plane runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    /// Its namespace.
+    pub(crate) netns: NetNs,
+    /// The address at which it is reached.
+    pub(crate) address: IpAddr,
+    /// What it stores, and its credentials.
+    pub(crate) directory: PathBuf,
+    pub(crate) tools: Tools,
+}
+
+impl Site {
+    /// That of a cluster.
+    pub(crate) fn of(place: &Place, tools: &Tools) -> Result<Self> {
+        Ok(Self {
+            netns: NetNs::open(&place.netns(CONTROL_NETNS))?,
+            address: CONTROL.into(),
+            directory: place.directory(),
+            tools: tools.clone(),
+        })
+    }
+
+    pub(crate) fn credentials(&self) -> Credentials {
+        Credentials::of(self.directory.join("credentials"), self.address)
+    }
+}
 
 /// A program of the control plane.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,7 +61,7 @@ pub enum ControlPlane {
 }
 
 impl ControlPlane {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
@@ -41,42 +75,46 @@ impl ControlPlane {
     }
 
     /// Starts it, and does not wait for anything.
-    pub(crate) fn start(self, place: &Place, tools: &Tools) -> Result<()> {
-        let netns = NetNs::open(&place.netns(CONTROL_NETNS))?;
-        let program = tools.kubernetes(self.name());
-        let mut command: Command = netns.command(&program.to_string_lossy());
-        tools.equip(&mut command);
-        command.current_dir(place.directory()).args(self.arguments(place));
-        self.daemon(place).start(&mut command)
+    pub(crate) fn start(self, place: &Place, site: &Site) -> Result<()> {
+        self.daemon(place).start(&mut self.command(site))
     }
 
     /// Waits until it serves.
-    pub(crate) fn wait(self, place: &Place, tools: &Tools) -> Result<()> {
-        let daemon = self.daemon(place);
-        let netns = NetNs::open(&place.netns(CONTROL_NETNS))?;
-        match self {
-            Self::Etcd => daemon
-                .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, ETCD).into()))
-                .map(drop),
-            Self::ApiServer => daemon.until(DEADLINE, "to be ready", || {
-                super::kubectl::run(place, tools, "admin", &["get", "--raw", "/readyz"], "").map(drop)
-            }),
-            Self::ControllerManager => daemon
-                .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, CONTROLLERS).into()))
-                .map(drop),
-            Self::Scheduler => daemon
-                .until(DEADLINE, "to serve", || netns.connect((Ipv4Addr::LOCALHOST, SCHEDULER).into()))
-                .map(drop),
-        }
+    pub(crate) fn wait(self, place: &Place, site: &Site) -> Result<()> {
+        self.daemon(place).until(DEADLINE, "to serve", || self.check(site))
     }
 
-    fn arguments(self, place: &Place) -> Vec<String> {
-        let credentials = Credentials::of(place);
+    /// A command that runs it.
+    pub(crate) fn command(self, site: &Site) -> Command {
+        let program = site.tools.kubernetes(self.name());
+        let mut command = site.netns.command(&program.to_string_lossy());
+        site.tools.equip(&mut command);
+        command.current_dir(&site.directory).args(self.arguments(site));
+        command
+    }
+
+    /// An error where it does not serve yet.
+    pub(crate) fn check(self, site: &Site) -> Result<()> {
+        let port = match self {
+            Self::Etcd => ETCD,
+            Self::ApiServer => API_PORT,
+            Self::ControllerManager => CONTROLLERS,
+            Self::Scheduler => SCHEDULER,
+        };
+        site.netns.connect((Ipv4Addr::LOCALHOST, port).into())?;
+        if self == Self::ApiServer {
+            kubectl::run(site, &["get", "--raw", "/readyz"], "")?;
+        }
+        Ok(())
+    }
+
+    fn arguments(self, site: &Site) -> Vec<String> {
+        let credentials = site.credentials();
         let path = |file: &str| credentials.path(file).display().to_string();
         let kubeconfig = |user: &str| format!("--kubeconfig={}", credentials.kubeconfig(user).display());
         match self {
             Self::Etcd => vec![
-                format!("--data-dir={}", place.directory().join("etcd").display()),
+                format!("--data-dir={}", site.directory.join("etcd").display()),
                 // What it stores is not to outlive the machine.
                 "--unsafe-no-fsync".to_owned(),
                 "--log-level=warn".to_owned(),
@@ -88,7 +126,7 @@ impl ControlPlane {
             ],
             Self::ApiServer => vec![
                 format!("--etcd-servers=http://127.0.0.1:{ETCD}"),
-                format!("--advertise-address={CONTROL}"),
+                format!("--advertise-address={}", site.address),
                 format!("--secure-port={API_PORT}"),
                 format!("--tls-cert-file={}", path("apiserver.crt")),
                 format!("--tls-private-key-file={}", path("apiserver.key")),
@@ -114,7 +152,7 @@ impl ControlPlane {
                 "--kube-api-qps=500".to_owned(),
                 "--kube-api-burst=1000".to_owned(),
                 // The default is in a folder of the machine's.
-                format!("--flex-volume-plugin-dir={}", place.directory().join("volumes").display()),
+                format!("--flex-volume-plugin-dir={}", site.directory.join("volumes").display()),
                 format!("--service-account-private-key-file={}", path("service-accounts.key")),
                 format!("--root-ca-file={}", path("ca.crt")),
                 format!("--cluster-signing-cert-file={}", path("ca.crt")),
@@ -140,4 +178,4 @@ const CONTROLLERS: u16 = 10257;
 const SCHEDULER: u16 = 10259;
 
 /// How long the API server may take; it takes three seconds on an idle machine.
-const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);

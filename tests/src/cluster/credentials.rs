@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -9,15 +10,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{
-    network::{API_PORT, API_SERVICE, CONTROL},
-    place::Place,
-};
+use super::network::{API_PORT, API_SERVICE};
 
-/// The files of one cluster.
+/// The files of one API server.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
     directory: PathBuf,
+    server: IpAddr,
 }
 
 /// Somebody who shows a token: the name of the file, the user, and its group.
@@ -28,17 +27,17 @@ struct User {
 }
 
 impl Credentials {
-    pub(crate) fn of(place: &Place) -> Self {
-        Self { directory: place.credentials() }
+    /// Those in this directory, made or not, of the API server at this address.
+    pub(crate) fn of(directory: PathBuf, server: IpAddr) -> Self {
+        Self { directory, server }
     }
 
     /// Makes all of them. `nodes` are the nodes' names in Kubernetes.
-    pub(crate) fn create(place: &Place, nodes: &[String]) -> Result<Self> {
-        let made = Self::of(place);
-        fs::create_dir_all(&made.directory).context("making the directory of credentials")?;
-        fs::set_permissions(&made.directory, fs::Permissions::from_mode(0o700))
+    pub(crate) fn create(&self, nodes: &[String]) -> Result<()> {
+        fs::create_dir_all(&self.directory).context("making the directory of credentials")?;
+        fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o700))
             .context("closing the directory of credentials")?;
-        made.openssl(&[
+        self.openssl(&[
             "ecparam",
             "-name",
             "prime256v1",
@@ -47,22 +46,22 @@ impl Credentials {
             "-out",
             "service-accounts.key",
         ])?;
-        made.openssl(&["ec", "-in", "service-accounts.key", "-pubout", "-out", "service-accounts.pub"])?;
-        made.authority()?;
+        self.openssl(&["ec", "-in", "service-accounts.key", "-pubout", "-out", "service-accounts.pub"])?;
+        self.authority()?;
         let names = format!(
             "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
-             DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:{API_SERVICE},IP:{CONTROL},IP:127.0.0.1"
+             DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:{API_SERVICE},IP:{},IP:127.0.0.1",
+            self.server
         );
-        made.certificate("apiserver", "/CN=kube-apiserver", "serverAuth", Some(&names))?;
+        self.certificate("apiserver", "/CN=kube-apiserver", "serverAuth", Some(&names))?;
         // By it kubelets know the API server, when it asks for logs.
-        made.certificate(
+        self.certificate(
             "kubelet-client",
             "/O=system:masters/CN=kube-apiserver-kubelet-client",
             "clientAuth",
             None,
         )?;
-        made.users(nodes)?;
-        Ok(made)
+        self.users(nodes)
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -157,7 +156,7 @@ impl Credentials {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "cluster", "cluster": {
-                "server": format!("https://{CONTROL}:{API_PORT}"),
+                "server": format!("https://{}", SocketAddr::new(self.server, API_PORT)),
                 "certificate-authority-data": authority,
             }}],
             "users": [{"name": user, "user": {"token": token}}],

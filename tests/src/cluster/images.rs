@@ -1,6 +1,8 @@
 //! The images that clusters have: real programs of this machine, with their libraries.
 
-use anyhow::Result;
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
 
 use crate::image::Image;
 
@@ -34,6 +36,38 @@ pub fn tools() -> Result<Image> {
     image.entrypoint(&["/usr/bin/serve"]);
     Ok(image)
 }
+
+/// The image of an agent that was built: the program, what it loads, and the two files that name its users.
+///
+/// Its debug information, which is most of it, stays out; a trace still names functions.
+///
+/// # Errors
+/// Where there is no such program, or no `strip`.
+pub fn culvert(reference: &str, program: &Path) -> Result<Image> {
+    let folder = tempfile::tempdir().context("a directory for the stripped program")?;
+    let stripped = folder.path().join("culvert");
+    let mut strip = Command::new("strip");
+    let output = strip.arg("--strip-debug").arg("-o").arg(&stripped).arg(program).output();
+    let output = output.context("starting strip (package binutils)")?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "stripping {}: {complaint}", program.display());
+    let mut image = Image::new(reference);
+    image.program("/usr/bin/culvert", &stripped)?.entrypoint(&["/usr/bin/culvert"]);
+    // By the numbers that distroless images give them: root for the agent, another for the certificate authority.
+    image.file(
+        "/etc/passwd",
+        0o644,
+        "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n",
+    );
+    image.file("/etc/group", 0o644, "root:x:0:\nnonroot:x:65532:\n").empty_folder("/tmp", 0o1777);
+    image.label("org.opencontainers.image.title", "culvert");
+    image.label("org.opencontainers.image.licenses", "Apache-2.0");
+    Ok(image)
+}
+
+/// The name that the agent's image has where nobody gives another. The domain keeps Kubernetes from taking it for one of a
+/// registry's.
+pub const CULVERT: &str = concat!("culvert.dev/culvert:", env!("CARGO_PKG_VERSION"));
 
 /// The name by which pods ask for [`tools`]. They must say `imagePullPolicy: Never`: it is in no registry.
 pub const TOOLS: &str = "culvert.test/tools:1";

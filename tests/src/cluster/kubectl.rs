@@ -2,29 +2,27 @@
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::{credentials::Credentials, network::CONTROL_NETNS, place::Place, tools::Tools};
-use crate::NetNs;
+use super::control_plane::Site;
 
-/// kubectl as this user, in the control plane's namespace, with this process's own environment.
-pub(crate) fn command(place: &Place, tools: &Tools, user: &str) -> Result<Command> {
-    let netns = NetNs::open(&place.netns(CONTROL_NETNS))?;
-    let mut command = netns.command(&tools.kubernetes("kubectl").to_string_lossy());
-    command.env("KUBECONFIG", Credentials::of(place).kubeconfig(user));
+/// kubectl as the administrator, beside the API server, with this process's own environment.
+pub(crate) fn command(site: &Site) -> Command {
+    let mut command = site.netns.command(&site.tools.kubernetes("kubectl").to_string_lossy());
+    command.env("KUBECONFIG", site.credentials().kubeconfig("admin"));
     for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"] {
         command.env_remove(proxy);
     }
-    Ok(command)
+    command
 }
 
 /// Runs kubectl to its end, with `input` as its standard input, whatever its status.
-pub(crate) fn output(place: &Place, tools: &Tools, user: &str, args: &[&str], input: &str) -> Result<Output> {
-    let mut command = command(place, tools, user)?;
-    let mut child = command
+pub(crate) fn output(site: &Site, args: &[&str], input: &str) -> Result<Output> {
+    let mut child = command(site)
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -39,11 +37,24 @@ pub(crate) fn output(place: &Place, tools: &Tools, user: &str, args: &[&str], in
 }
 
 /// As [`output`]; anything but success is an error with what kubectl complained of.
-pub(crate) fn run(place: &Place, tools: &Tools, user: &str, args: &[&str], input: &str) -> Result<String> {
-    let output = output(place, tools, user, args, input)?;
+pub(crate) fn run(site: &Site, args: &[&str], input: &str) -> Result<String> {
+    let output = output(site, args, input)?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
         bail!("kubectl {} ({}): {}", args.join(" "), output.status, complaint.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A token of a service account for an audience.
+pub(crate) fn token(site: &Site, namespace: &str, account: &str, audience: &str) -> Result<String> {
+    let audience = format!("--audience={audience}");
+    let token = run(site, &["create", "token", account, "--namespace", namespace, &audience], "")?;
+    Ok(token.trim().to_owned())
+}
+
+/// A kubeconfig of a service account, with a token of a day.
+pub(crate) fn service_account_kubeconfig(site: &Site, namespace: &str, account: &str) -> Result<PathBuf> {
+    let token = run(site, &["create", "token", account, "--namespace", namespace, "--duration=24h"], "")?;
+    site.credentials().write_kubeconfig(&format!("{namespace}.{account}"), token.trim())
 }

@@ -2,14 +2,15 @@
 //! kubelets, containerd and kube-proxy, each in network namespaces of its own.
 //!
 //! ```text
-//! Cluster::up ─► credentials ─► network ─► control_plane ─┬─► nodes Ready
-//!                                      └─► node (×2) ─────┘
+//! Cluster::up ─► up: credentials ─► network ─► control_plane ─┬─► nodes Ready
+//!                                          └─► node (×2) ─────┘
 //! ```
 //!
 //! Here is what makes it, looks after it and removes it. What runs in it is the suites' business; installing the programs is
 //! that of `cargo xtask setup`. Everything on the machine is found by the cluster's name (`place`), so that a cluster whose
 //! process was killed is removed by the next that comes (`remains`).
 
+mod api_server;
 mod cgroups;
 mod control_plane;
 mod credentials;
@@ -21,27 +22,28 @@ mod node;
 mod place;
 mod remains;
 pub mod tools;
+mod up;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    thread,
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MsFlags, mount};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub(crate) use self::remains::Remains;
 pub use self::{
+    api_server::ApiServer,
     control_plane::ControlPlane,
     node::{ClusterNode, NodeDaemon},
     tools::Tools,
 };
-use self::{credentials::Credentials, daemon::Daemon, place::Place};
+use self::{control_plane::Site, daemon::Daemon, place::Place};
 use crate::{
-    interrupt,
+    NetNs, interrupt,
     registry::{self, Live},
 };
 
@@ -49,7 +51,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Cluster {
     place: Place,
-    tools: Tools,
+    site: Site,
     nodes: Vec<ClusterNode>,
     ends_with_this: bool,
 }
@@ -108,16 +110,34 @@ impl Cluster {
         }
         // From here on an error below removes what is there already.
         registry::add(Live::Cluster(Remains::new(place.clone(), place.claim()?)));
-        let cluster = Self::of(&place, &tools, &nodes);
-        match cluster.make(progress) {
-            Ok(()) => Ok(cluster),
-            Err(error) => {
-                // None: the interrupt handler has it.
-                if let Some(remains) = registry::take(&name) {
-                    remains.remove();
-                }
-                Err(error)
+        let made = up::make(&place, &tools, &nodes, progress);
+        if made.is_err()
+            // None: the interrupt handler has it.
+            && let Some(remains) = registry::take(&name)
+        {
+            remains.remove();
+        }
+        made
+    }
+
+    /// The cluster of this name that all tests of a process share: brought up by the first that asks, and taken down when the
+    /// process ends.
+    ///
+    /// # Panics
+    /// Where it does not come up; so does every other test that asks then.
+    pub fn shared(name: &str) -> &'static Self {
+        static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| {
+            // Nobody drops what is static.
+            let up = registry::remove_at_exit().and_then(|()| Self::up(ClusterConfig::named(name)));
+            up.map_err(|error| format!("{error:#}"))
+        });
+        match shared {
+            Ok(cluster) => {
+                assert_eq!(cluster.name(), name, "one process shares one cluster");
+                cluster
             }
+            Err(error) => panic!("the cluster {name} does not come up: {error}"),
         }
     }
 
@@ -133,7 +153,9 @@ impl Cluster {
         let text = fs::read_to_string(place.ready());
         let text = text.with_context(|| format!("the cluster {name} did not come up: take it down"))?;
         let nodes: Vec<String> = serde_json::from_str(&text).context("reading the names of the nodes")?;
-        let mut cluster = Self::of(&place, &Tools::find()?, &nodes);
+        let tools = Tools::find()?;
+        let site = Site::of(&place, &tools)?;
+        let mut cluster = Self::of(place.clone(), site, node::number(&place, &tools, &nodes));
         cluster.ends_with_this = false;
         let stopped: Vec<_> =
             Daemon::all(&place).into_iter().filter(|daemon| daemon.pid().is_none()).collect();
@@ -193,7 +215,7 @@ impl Cluster {
 
     /// The programs that the cluster consists of.
     pub fn tools(&self) -> &Tools {
-        &self.tools
+        &self.site.tools
     }
 
     /// Where the logs of everything are that runs outside pods.
@@ -208,17 +230,17 @@ impl Cluster {
 
     /// The administrator's kubeconfig. The API server answers inside the cluster's namespaces only.
     pub fn kubeconfig(&self) -> PathBuf {
-        Credentials::of(&self.place).kubeconfig("admin")
+        self.site.credentials().kubeconfig("admin")
     }
 
     /// The control plane's namespace, from which the API server is reached.
-    pub fn control_netns(&self) -> Result<crate::NetNs> {
-        crate::NetNs::open(&self.place.netns(network::CONTROL_NETNS))
+    pub fn control_netns(&self) -> &NetNs {
+        &self.site.netns
     }
 
     /// kubectl as the administrator, to be run with this process's input and output.
-    pub fn kubectl_command(&self) -> Result<Command> {
-        kubectl::command(&self.place, &self.tools, "admin")
+    pub fn kubectl_command(&self) -> Command {
+        kubectl::command(&self.site)
     }
 
     /// Runs kubectl as the administrator, with `input` as its standard input, and returns what it printed.
@@ -226,12 +248,12 @@ impl Cluster {
     /// # Errors
     /// Where it fails, with what it complained of.
     pub fn kubectl(&self, args: &[&str], input: &str) -> Result<String> {
-        kubectl::run(&self.place, &self.tools, "admin", args, input)
+        kubectl::run(&self.site, args, input)
     }
 
     /// As [`Cluster::kubectl`], for a command that may fail.
     pub fn kubectl_output(&self, args: &[&str], input: &str) -> Result<Output> {
-        kubectl::output(&self.place, &self.tools, "admin", args, input)
+        kubectl::output(&self.site, args, input)
     }
 
     /// Applies manifests.
@@ -246,10 +268,10 @@ impl Cluster {
     }
 
     /// Helm as the administrator, to be run with this process's input and output.
-    pub fn helm_command(&self) -> Result<Command> {
-        let mut command = self.control_netns()?.command(&self.tools.helm().to_string_lossy());
+    pub fn helm_command(&self) -> Command {
+        let mut command = self.site.netns.command(&self.site.tools.helm().to_string_lossy());
         command.env("KUBECONFIG", self.kubeconfig());
-        Ok(command)
+        command
     }
 
     /// Puts an image from an archive onto every node.
@@ -272,16 +294,12 @@ impl Cluster {
 
     /// A token of a service account for an audience (a TokenRequest), as a pod gets it by a projected volume.
     pub fn token(&self, namespace: &str, account: &str, audience: &str) -> Result<String> {
-        let audience = format!("--audience={audience}");
-        let token = self.kubectl(&["create", "token", account, "--namespace", namespace, &audience], "")?;
-        Ok(token.trim().to_owned())
+        kubectl::token(&self.site, namespace, account, audience)
     }
 
     /// A kubeconfig of a service account, with a token of a day.
     pub fn service_account_kubeconfig(&self, namespace: &str, account: &str) -> Result<PathBuf> {
-        let token =
-            self.kubectl(&["create", "token", account, "--namespace", namespace, "--duration=24h"], "")?;
-        Credentials::of(&self.place).write_kubeconfig(&format!("{namespace}.{account}"), token.trim())
+        kubectl::service_account_kubeconfig(&self.site, namespace, account)
     }
 
     /// Ends a program of the control plane.
@@ -291,8 +309,8 @@ impl Cluster {
 
     /// Starts a program of the control plane again, and waits until it serves.
     pub fn start(&self, program: ControlPlane) -> Result<()> {
-        program.start(&self.place, &self.tools)?;
-        program.wait(&self.place, &self.tools)
+        program.start(&self.place, &self.site)?;
+        program.wait(&self.place, &self.site)
     }
 
     /// The programs that run outside pods, and their processes.
@@ -301,61 +319,8 @@ impl Cluster {
         daemons.into_iter().map(|daemon| (daemon.name().to_owned(), daemon.pid())).collect()
     }
 
-    fn of(place: &Place, tools: &Tools, nodes: &[String]) -> Self {
-        let numbered = nodes.iter().zip(1..);
-        let nodes = numbered.map(|(name, number)| ClusterNode::new(place, tools, name, number)).collect();
-        Self { place: place.clone(), tools: tools.clone(), nodes, ends_with_this: true }
-    }
-
-    fn make(&self, progress: fn(&str)) -> Result<()> {
-        progress("credentials and namespaces");
-        let Self { place, tools, nodes, .. } = self;
-        make_directory(place)?;
-        let names: Vec<_> = nodes.iter().map(ClusterNode::unique_name).collect();
-        Credentials::create(place, &names)?;
-        let numbered: Vec<_> = nodes.iter().map(ClusterNode::numbered).collect();
-        network::create(place, &numbered)?;
-        let pause = place.directory().join("pause.tar");
-        images::pause()?.write(&pause)?;
-
-        progress("the control plane (etcd, kube-apiserver), and containerd on each node");
-        thread::scope(|scope| {
-            let started: Vec<_> = nodes.iter().map(|node| scope.spawn(|| prepare(node, &pause))).collect();
-            for program in [ControlPlane::Etcd, ControlPlane::ApiServer] {
-                program.start(place, tools)?;
-                program.wait(place, tools)?;
-            }
-            progress("the controller manager, the scheduler, and kubelet and kube-proxy on each node");
-            ControlPlane::ControllerManager.start(place, tools)?;
-            ControlPlane::Scheduler.start(place, tools)?;
-            started.into_iter().try_for_each(|node| match node.join() {
-                Ok(outcome) => outcome,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })?;
-        for node in nodes {
-            node.start(NodeDaemon::Kubelet)?;
-            node.start(NodeDaemon::KubeProxy)?;
-        }
-        self.wait_ready()?;
-        let names: Vec<_> = nodes.iter().map(ClusterNode::name).collect();
-        fs::write(place.ready(), json!(names).to_string()).context("noting that the cluster is up")
-    }
-
-    /// Waits until every node takes pods, and until there is an account for them.
-    fn wait_ready(&self) -> Result<()> {
-        for program in [ControlPlane::ControllerManager, ControlPlane::Scheduler] {
-            program.wait(&self.place, &self.tools)?;
-        }
-        for node in &self.nodes {
-            node.wait_healthy(NodeDaemon::KubeProxy)?;
-            let name = format!("node/{}", node.unique_name());
-            let args = ["wait", "--for=condition=Ready", &name, "--timeout=3s"];
-            node.daemon(NodeDaemon::Kubelet)
-                .until(node::READY, "to be ready", || self.kubectl(&args, "").map(drop))?;
-        }
-        let args = ["wait", "--for=create", "serviceaccount/default", "--timeout=60s"];
-        self.kubectl(&args, "").map(drop)
+    fn of(place: Place, site: Site, nodes: Vec<ClusterNode>) -> Self {
+        Self { place, site, nodes, ends_with_this: true }
     }
 }
 
@@ -369,23 +334,4 @@ impl Drop for Cluster {
             remains.remove();
         }
     }
-}
-
-/// Makes the cluster's directory a file system in memory: fast, and gone with its mount.
-fn make_directory(place: &Place) -> Result<()> {
-    let directory = place.directory();
-    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    mount(Some("culvert-cluster"), &directory, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
-        .with_context(|| format!("mounting {}", directory.display()))?;
-    for folder in [place.logs(), place.daemons()] {
-        fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    Ok(())
-}
-
-/// All of a node that needs no API server.
-fn prepare(node: &ClusterNode, pause: &Path) -> Result<()> {
-    node.create()?;
-    node.start(NodeDaemon::Containerd)?;
-    node.load_image(pause)
 }

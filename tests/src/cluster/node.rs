@@ -18,8 +18,9 @@ use serde_json::json;
 
 use super::{
     cgroups,
-    credentials::Credentials,
+    control_plane::Site,
     daemon::Daemon,
+    kubectl,
     network::{Addresses, PODS},
     place::Place,
     tools::{PLUGINS, Tools},
@@ -196,7 +197,7 @@ impl ClusterNode {
         self.write("/etc/cni/net.d/10-bridge.conflist", &self.cni_configuration())?;
         self.write(&in_configuration("containerd.toml"), &self.containerd_configuration())?;
         self.write(&in_configuration("kubelet.json"), &self.kubelet_configuration())?;
-        let credentials = Credentials::of(&self.place);
+        let credentials = Site::of(&self.place, &self.tools)?.credentials();
         for (from, to) in [
             (credentials.path("ca.crt"), "ca.crt"),
             (credentials.kubeconfig(&self.unique_name()), "kubelet.kubeconfig"),
@@ -239,6 +240,14 @@ impl ClusterNode {
             ensure!(answer.status == 200, "it answers {}", answer.status);
             Ok(())
         })
+    }
+
+    /// Waits until the API server says that the node takes pods.
+    pub(crate) fn wait_ready(&self, site: &Site) -> Result<()> {
+        let name = format!("node/{}", self.unique_name());
+        let args = ["wait", "--for=condition=Ready", &name, "--timeout=3s"];
+        self.daemon(NodeDaemon::Kubelet)
+            .until(READY, "to be ready", || kubectl::run(site, &args, "").map(drop))
     }
 
     /// The process that keeps the mount namespace.
@@ -343,6 +352,11 @@ impl ClusterNode {
     }
 }
 
+/// The nodes of these names, numbered in their order.
+pub(crate) fn number(place: &Place, tools: &Tools, names: &[String]) -> Vec<ClusterNode> {
+    names.iter().zip(1..).map(|(name, number)| ClusterNode::new(place, tools, name, number)).collect()
+}
+
 /// A file of the node's configuration, as the node sees it.
 fn in_configuration(file: &str) -> String {
     format!("{CONFIGURATION}/{file}")
@@ -360,4 +374,4 @@ const MOUNTS: &str = include_str!("node.sh");
 const CONTAINERD: &str = include_str!("containerd.toml");
 
 /// How long a node may take from the start of its kubelet until it is ready.
-pub(crate) const READY: Duration = Duration::from_secs(120);
+const READY: Duration = Duration::from_secs(120);

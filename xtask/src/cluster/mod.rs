@@ -85,8 +85,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Action::Up => up(name),
         Action::Down => down(name),
         Action::Status => status::show(&find(name)?),
-        Action::Kubectl(Words { words }) => replace(find(name)?.kubectl_command()?.args(words)),
-        Action::Helm(Words { words }) => replace(find(name)?.helm_command()?.args(words)),
+        Action::Kubectl(Words { words }) => replace(find(name)?.kubectl_command().args(words)),
+        Action::Helm(Words { words }) => replace(find(name)?.helm_command().args(words)),
         Action::Enter { node, words } => enter(&find(name)?, node, words),
         Action::Load { archives } => {
             let cluster = find(name)?;

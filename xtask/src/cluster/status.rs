@@ -22,7 +22,7 @@ pub(super) fn show(cluster: &Cluster) -> Result<()> {
 
 /// Says where things are, and what to type.
 pub(super) fn hints(cluster: &Cluster) {
-    let control = cluster.control_netns().map(|netns| netns.path().display().to_string()).unwrap_or_default();
+    let control = cluster.control_netns().path().display();
     println!("\nkubeconfig  {}", cluster.kubeconfig().display());
     println!("            (the API server answers in its namespace: nsenter --net={control} …)");
     println!("logs        {}/", cluster.logs().display());
