@@ -8,6 +8,9 @@ fn connected(agent: &Agent) -> f64 {
     metric(agent, "culvert_kube_watch_connected")
 }
 
+/// Kinds that are watched.
+const KINDS: f64 = 7.0;
+
 #[test]
 fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() {
     let mut world = World::new();
@@ -17,7 +20,7 @@ fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() 
     let _echo = server.serve(8080, tcp::echo).unwrap();
     let talks = || client.connect(server.at(8080)).is_ok_and(|stream| tcp::exchange(stream, 1024).is_ok());
     eventually(PATIENCE, talks);
-    eventually(PATIENCE, || agents.iter().all(|agent| connected(agent) == 6.0));
+    eventually(PATIENCE, || agents.iter().all(|agent| connected(agent) == KINDS));
     let mut standing = client.connect(server.at(8080)).unwrap();
     tcp::ping(&mut standing, "before").unwrap();
 
@@ -33,7 +36,7 @@ fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() 
     let late = world.pod("late", "node-a");
     // It asks again after up to half a minute.
     for agent in &agents {
-        eventually(3 * PATIENCE, || connected(agent) == 6.0);
+        eventually(3 * PATIENCE, || connected(agent) == KINDS);
     }
     world.wait_enrolled(&[&late]);
     tcp::ping(&mut standing, "after").unwrap();

@@ -152,9 +152,9 @@ pub(crate) fn definitions() -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The status and the text of the readiness page; nothing while nobody answers yet.
 pub(crate) fn readiness(agent: &Agent) -> (u16, String) {
-    let answer = agent.get("/healthz/ready").unwrap();
-    (answer.status, answer.body)
+    agent.get("/healthz/ready").map_or((0, String::new()), |answer| (answer.status, answer.body))
 }
 
 pub(crate) fn metric(agent: &Agent, name: &str) -> f64 {
