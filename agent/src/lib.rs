@@ -169,29 +169,30 @@ async fn enroll(
 
 /// Has the API server told how the pods are, as long as somebody does that.
 async fn report_pods(status: enroll::Status, reports: tokio::sync::watch::Sender<Option<Vec<PodReport>>>) {
-    let mut pods = status.subscribe();
-    while !reports.is_closed() {
-        let now = pods.borrow_and_update().clone();
-        let now = now.iter().map(|pod| PodReport {
-            namespace: Arc::clone(&pod.workload().namespace),
-            name: Arc::clone(&pod.workload().name),
-            uid: Arc::clone(&pod.workload().uid),
-            state: match pod.state.as_str() {
-                "enrolled" => PodState::Enrolled,
-                "leaving" => PodState::Leaving,
-                why => PodState::Failed(why.to_owned()),
-            },
-        });
-        let now = Some(now.collect());
+    let mut status = status.subscribe();
+    loop {
+        let pods: Vec<_> = status.borrow_and_update().iter().map(report_of).collect();
         reports.send_if_modified(|known| {
-            let differs = *known != now;
-            *known = now;
+            let differs = known.as_ref() != Some(&pods);
+            *known = Some(pods);
             differs
         });
-        if pods.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = status.changed() => if changed.is_err() { return },
+            () = reports.closed() => return,
         }
     }
+}
+
+fn report_of(pod: &enroll::PodStatus) -> PodReport {
+    let state = match pod.state.as_str() {
+        "enrolled" => PodState::Enrolled,
+        "leaving" => PodState::Leaving,
+        why => PodState::Failed(why.to_owned()),
+    };
+    let workload = pod.workload();
+    let (namespace, name) = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+    PodReport { namespace, name, uid: Arc::clone(&workload.uid), state }
 }
 
 /// Runs the components until a signal comes; then they go on while the agent drains.

@@ -13,7 +13,7 @@ use super::{
     convert::{Content, Key, Kind, NamespaceLabels, PodLabels, PodRecord, Record, Slice},
     policies::Policies,
 };
-use crate::mesh::{Endpoint, Service, Snapshot, Workload};
+use crate::mesh::{Endpoint, Service, Snapshot, Workload, Zones};
 
 /// The objects that are in force. Mutable, synchronous, owned by one source.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub struct Index {
     // Ordered, so that equal objects make equal snapshots, in the order that people expect to read.
     namespaces: BTreeMap<String, NamespaceIndex>,
     policies: Policies,
+    zones: Arc<Zones>,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ impl Index {
         let Key { kind: _, namespace, name } = &record.key;
         match &record.content {
             Content::Namespace(labels) => self.namespace(name).relabel(*labels),
+            Content::Node(zone) => self.put_zone(name, zone.as_ref()),
             Content::Pod(Some(pod)) => self.namespace(namespace).apply_pod(name, pod),
             Content::Service(Some(service)) => self.namespace(namespace).apply_service(name, service),
             Content::Slice(Some(slice)) => self.namespace(namespace).apply_slice(name, slice),
@@ -75,6 +77,9 @@ impl Index {
         if matches!(kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy) {
             return self.policies.delete(key);
         }
+        if *kind == Kind::Node {
+            return self.put_zone(name, None);
+        }
         let namespace = if *kind == Kind::Namespace { name } else { namespace };
         let Some(index) = self.namespaces.get_mut(namespace) else { return false };
         let changed = match kind {
@@ -82,7 +87,7 @@ impl Index {
             Kind::Pod => index.pods.remove(name).is_some(),
             Kind::Service => index.services.remove(name).is_some(),
             Kind::EndpointSlice => index.delete_slice(name),
-            Kind::PeerAuthentication | Kind::AuthorizationPolicy => false,
+            Kind::Node | Kind::PeerAuthentication | Kind::AuthorizationPolicy => false,
         };
         if index.is_empty() {
             self.namespaces.remove(namespace);
@@ -98,17 +103,18 @@ impl Index {
             Content::Namespace(labels) => {
                 index(name).map_or(NamespaceLabels::default(), |index| index.labels) == *labels
             }
+            Content::Node(zone) => self.zones.get(name.as_str()) == zone.as_ref(),
             Content::Pod(pod) => {
                 let entry = index(namespace).and_then(|index| index.pods.get(name));
                 entry.zip(pod.as_ref()).map_or(entry.is_none() && pod.is_none(), |(entry, pod)| entry.is(pod))
             }
             Content::Service(service) => {
                 let entry = index(namespace).and_then(|index| index.services.get(name));
-                let is = |(entry, service): (&ServiceEntry, &Box<Service>)| {
+                let is = |(entry, service): (&ServiceEntry, &Service)| {
                     let endpoints = entry.service.endpoints.clone();
-                    *entry.service == Service { endpoints, ..(**service).clone() }
+                    *entry.service == Service { endpoints, ..service.clone() }
                 };
-                entry.zip(service.as_ref()).map_or(entry.is_none() && service.is_none(), is)
+                entry.zip(service.as_deref()).map_or(entry.is_none() && service.is_none(), is)
             }
             Content::Slice(slice) => {
                 let known = index(namespace).and_then(|index| index.slice(name));
@@ -128,7 +134,20 @@ impl Index {
         let services: Vec<_> = services.map(|entry| Arc::clone(&entry.service)).collect();
         let policies = self.policies.set(&services);
         let workloads = workloads.map(|entry| Arc::clone(&entry.workload)).collect();
-        Snapshot::new(workloads, services).with_policies(policies)
+        Snapshot::in_zones(workloads, services, Arc::clone(&self.zones)).with_policies(policies)
+    }
+
+    /// Puts a node into a zone, or into none. Returns whether anything changed.
+    fn put_zone(&mut self, node: &str, zone: Option<&Arc<str>>) -> bool {
+        if self.zones.get(node) == zone {
+            return false;
+        }
+        let zones = Arc::make_mut(&mut self.zones);
+        match zone {
+            Some(zone) => drop(zones.insert(node.into(), Arc::clone(zone))),
+            None => drop(zones.remove(node)),
+        }
+        true
     }
 
     fn namespace(&mut self, name: &str) -> &mut NamespaceIndex {

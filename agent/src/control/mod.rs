@@ -31,5 +31,6 @@ pub use field::{FieldPath, Invalid};
 pub use index::Index;
 pub use lint::{Code, Finding, lint};
 pub use manifests::{Error, Manifests, Objects, Place, Source};
+pub use owner::pause;
 pub use problem::Problem;
 pub use run::{Config, Control};

@@ -41,7 +41,7 @@ impl Owner {
             }
             let begun = Instant::now();
             self.publish();
-            due = Instant::now() + (begun.elapsed() * IDLE_SHARE).clamp(PAUSE, PAUSE_MAX);
+            due = Instant::now() + pause(begun.elapsed());
         }
     }
 
@@ -65,6 +65,11 @@ impl Owner {
             self.complete.send_replace(true);
         }
     }
+}
+
+/// Returns how long no snapshot is built after one that took `cost`: what changes in between is taken together.
+pub fn pause(cost: Duration) -> Duration {
+    (cost * IDLE_SHARE).clamp(PAUSE, PAUSE_MAX)
 }
 
 /// Lists the problems, and logs those that are new.

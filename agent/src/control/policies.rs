@@ -54,7 +54,7 @@ impl Policies {
             Kind::AuthorizationPolicy => {
                 self.authorization.remove(&name(PolicyKind::AuthorizationPolicy)).is_some()
             }
-            Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => false,
         };
         known && self.unmake()
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Destination, Distribution, Endpoint, PodName, Service, ServicePort, TargetPort, Workload,
-    snapshot::{Holder, Position},
+    snapshot::{Holder, Position, Zones},
 };
 
 /// A service with what its ports lead to.
@@ -19,7 +19,7 @@ pub(super) struct Backends {
 }
 
 /// The ready endpoints of one port, by address family: a client of an IPv6 cluster address is sent to IPv6
-/// endpoints, as kube-proxy does. Each list is in the order of (node, address).
+/// endpoints, as kube-proxy does. Each list is in the order of (place, address).
 #[derive(Debug)]
 pub(super) struct PortBackends {
     port: u16,
@@ -35,8 +35,16 @@ pub(super) struct Backend {
     /// The workload there, where one is known.
     pub(super) workload: Option<Position>,
     receives_hbone: bool,
-    /// Its node, where that matters to the service and is known.
-    node: Option<Arc<str>>,
+    /// Its node, or that node's zone, where that matters to the service and is known.
+    place: Option<Arc<str>>,
+}
+
+/// What of its endpoints' places matters to a service.
+#[derive(Clone, Copy)]
+enum Minds {
+    Nothing,
+    Nodes,
+    Zones,
 }
 
 /// The pods that endpoints stand for.
@@ -48,7 +56,7 @@ pub(super) struct Pods<'a> {
 }
 
 impl Backends {
-    pub(super) fn resolve(service: &Arc<Service>, pods: &Pods<'_>) -> Self {
+    pub(super) fn resolve(service: &Arc<Service>, pods: &Pods<'_>, zones: &Zones) -> Self {
         let mut ports: Vec<_> = service.ports.iter().map(PortBackends::new).collect();
         for endpoint in &service.endpoints {
             if !(endpoint.ready || service.publish_not_ready) {
@@ -57,11 +65,15 @@ impl Backends {
             let Some(position) = pods.behind(endpoint) else { continue };
             let workload = position.map(|position| pods.at(position));
             let receives_hbone = workload.is_some_and(|workload| workload.receives_hbone);
-            let node = service.minds_nodes().then(|| node_of(endpoint, workload)).flatten();
+            let place = match service.minds(zones) {
+                Minds::Nothing => None,
+                Minds::Nodes => node_of(endpoint, workload),
+                Minds::Zones => node_of(endpoint, workload).and_then(|node| zones.get(node)),
+            };
             for (port, backends) in service.ports.iter().zip(&mut ports) {
                 let Some(number) = target_port(port, endpoint, workload) else { continue };
                 let address = SocketAddr::new(endpoint.address, number);
-                let backend = Backend { address, workload: position, receives_hbone, node: node.cloned() };
+                let backend = Backend { address, workload: position, receives_hbone, place: place.cloned() };
                 backends.family_mut(address.is_ipv6()).push(backend);
             }
         }
@@ -101,8 +113,13 @@ impl Backends {
 }
 
 impl Service {
-    fn minds_nodes(&self) -> bool {
-        self.local_only || self.distribution == Distribution::PreferSameNode
+    fn minds(&self, zones: &Zones) -> Minds {
+        match self.distribution {
+            _ if self.local_only => Minds::Nodes,
+            Distribution::Any => Minds::Nothing,
+            Distribution::PreferSameZone if !zones.is_empty() => Minds::Zones,
+            Distribution::PreferSameZone | Distribution::PreferSameNode => Minds::Nodes,
+        }
     }
 }
 
@@ -141,21 +158,20 @@ impl PortBackends {
     }
 
     /// The ready endpoints that a client on `node` is to choose from.
-    pub(super) fn candidates(&self, v6: bool, service: &Service, node: &str) -> &[Backend] {
+    pub(super) fn candidates(&self, v6: bool, service: &Service, node: &str, zones: &Zones) -> &[Backend] {
         let reachable = self.reachable(v6, service, node);
-        if service.distribution == Distribution::PreferSameNode {
-            let near = on_node(reachable, node);
-            if !near.is_empty() {
-                return near;
-            }
-        }
-        reachable
+        let near = match service.minds(zones) {
+            Minds::Nothing => return reachable,
+            Minds::Nodes => at_place(reachable, node),
+            Minds::Zones => at_place(reachable, zones.get(node).map_or("", |zone| zone)),
+        };
+        if near.is_empty() { reachable } else { near }
     }
 
     /// The ready endpoints that a client on `node` may be sent to at all.
     fn reachable(&self, v6: bool, service: &Service, node: &str) -> &[Backend] {
         let all = if v6 { &self.v6 } else { &self.v4 };
-        if service.local_only { on_node(all, node) } else { all }
+        if service.local_only { at_place(all, node) } else { all }
     }
 
     fn family_mut(&mut self, v6: bool) -> &mut Vec<Backend> {
@@ -164,20 +180,20 @@ impl PortBackends {
 
     fn sort(&mut self) {
         for family in [&mut self.v4, &mut self.v6] {
-            family.sort_unstable_by(|a, b| (&a.node, a.address).cmp(&(&b.node, b.address)));
+            family.sort_unstable_by(|a, b| (&a.place, a.address).cmp(&(&b.place, b.address)));
             // While slices are rebalanced an endpoint may stand in two of them.
             family.dedup_by(|a, b| a.address == b.address);
         }
     }
 }
 
-/// The part of a list, which is in the order of nodes, that is on `node`. A node without a name has none.
-fn on_node<'a>(backends: &'a [Backend], node: &str) -> &'a [Backend] {
-    if node.is_empty() {
+/// The part of a list, which is in the order of places, that is at `place`. A place without a name has none.
+fn at_place<'a>(backends: &'a [Backend], place: &str) -> &'a [Backend] {
+    if place.is_empty() {
         return &[];
     }
-    let start = backends.partition_point(|backend| backend.node.as_deref() < Some(node));
-    let end = backends.partition_point(|backend| backend.node.as_deref() <= Some(node));
+    let start = backends.partition_point(|backend| backend.place.as_deref() < Some(place));
+    let end = backends.partition_point(|backend| backend.place.as_deref() <= Some(place));
     &backends[start..end]
 }
 

@@ -30,7 +30,7 @@ pub use policy::{
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};
-pub use snapshot::{AddressConflict, Destination, Snapshot};
+pub use snapshot::{AddressConflict, Destination, Snapshot, Zones};
 pub use workload::{
     Affinity, Distribution, Endpoint, EndpointPort, Enrollment, Labels, NamedPort, NetnsRef, NotEnrolled,
     PodName, Service, ServicePort, TargetPort, Workload,

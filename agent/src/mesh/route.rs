@@ -151,7 +151,7 @@ impl Snapshot {
             return Err(RouteError::NoSuchPort { service, port: target.port() });
         };
         let service = owner.backends.service();
-        let candidates = backends.candidates(target.is_ipv6(), service, &source.node);
+        let candidates = backends.candidates(target.is_ipv6(), service, &source.node, self.zones());
         let Some(backend) = pick(candidates, service.affinity, source_ip) else {
             return Err(self.why_no_endpoint(service, target));
         };
@@ -388,6 +388,36 @@ mod tests {
         said[0].endpoints[0].node = Some("node-c".into());
         said[0].endpoints[1].node = Some("node-a".into());
         check(pods(), said, &[("10.1.0.1:80", &[WEB_2])]);
+    }
+
+    #[test]
+    fn endpoints_in_the_clients_zone_go_first_where_zones_are_known() {
+        let other = Workload { node: "node-b".into(), ..pod("web-2", &["10.0.0.2"]) };
+        let zoned = |zones: &[(&str, &str)], endpoints: &[&str]| {
+            let service =
+                Service { distribution: Distribution::PreferSameZone, ..service("10.1.0.1", endpoints) };
+            let workloads = vec![Arc::new(pod("web-1", &["10.0.0.1"])), Arc::new(other.clone())];
+            let zones = zones.iter().map(|&(node, zone)| (node.into(), zone.into())).collect();
+            let snapshot = Snapshot::in_zones(workloads, vec![Arc::new(service)], Arc::new(zones));
+            let target = OrigDst("10.1.0.1:80".parse().unwrap());
+            let client = |node: &str| Workload { node: node.into(), ..client() };
+            let routes = |node: &str| {
+                let route = |_| show(snapshot.route(&client(node), ip("10.0.0.9"), target));
+                (0..50).map(route).collect::<HashSet<_>>().len()
+            };
+            ["node-a", "node-b", "node-c"].map(routes)
+        };
+        let both = ["10.0.0.1", "10.0.0.2"];
+        let apart = [("node-a", "x"), ("node-b", "y"), ("node-c", "x")];
+        assert_eq!(zoned(&apart, &both), [1, 1, 1], "each has one in its zone");
+        let together = [("node-a", "x"), ("node-b", "x"), ("node-c", "z")];
+        assert_eq!(
+            zoned(&together, &both),
+            [2, 2, 2],
+            "all that are in the zone, or all where there are none"
+        );
+        assert_eq!(zoned(&apart, &both[..1]), [1, 1, 1], "another zone's where there is no other");
+        assert_eq!(zoned(&[], &both), [1, 1, 2], "by nodes where no zone is known");
     }
 
     #[test]

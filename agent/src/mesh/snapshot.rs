@@ -17,7 +17,11 @@ pub struct Snapshot {
     named: HashMap<String, Arc<Backends>>,
     by_node: HashMap<Arc<str>, Vec<Position>>,
     policies: Arc<PolicySet>,
+    zones: Arc<Zones>,
 }
+
+/// The zone of each node that has one, by the nodes' names.
+pub type Zones = HashMap<Arc<str>, Arc<str>>;
 
 /// A workload's place in the snapshot. Indexes hold places instead of `Arc`s: counting references up and down is most
 /// of what building and dropping a snapshot of 100,000 pods would cost.
@@ -61,10 +65,15 @@ pub(super) struct Owner {
 }
 
 impl Snapshot {
-    /// Indexes workloads and services.
+    /// Indexes workloads and services, where no node's zone is known.
     pub fn new(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>) -> Self {
+        Self::in_zones(workloads, services, Arc::default())
+    }
+
+    /// Indexes workloads and services on nodes in zones.
+    pub fn in_zones(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>, zones: Arc<Zones>) -> Self {
         let holders = holders(&workloads);
-        let resolved = resolve(&workloads, &services, &holders);
+        let resolved = resolve(&workloads, &services, &holders, &zones);
         let owners = owners(&resolved);
         let named = resolved.into_iter().map(|backends| (backends.service().hostname(), backends)).collect();
         let mut by_node: HashMap<Arc<str>, Vec<Position>> = HashMap::new();
@@ -74,7 +83,7 @@ impl Snapshot {
                 None => drop(by_node.insert(Arc::clone(&workload.node), vec![position])),
             }
         }
-        Self { workloads, services, holders, owners, named, by_node, policies: Arc::default() }
+        Self { workloads, services, holders, owners, named, by_node, policies: Arc::default(), zones }
     }
 
     /// Adds the policies.
@@ -140,6 +149,15 @@ impl Snapshot {
         destinations.extend(services);
         destinations.extend(pods);
         destinations
+    }
+
+    /// Returns the zone of a node, where it is known.
+    pub fn zone(&self, node: &str) -> Option<&Arc<str>> {
+        self.zones.get(node)
+    }
+
+    pub(super) fn zones(&self) -> &Zones {
+        &self.zones
     }
 
     pub(super) fn holder(&self, address: IpAddr) -> Option<Holder> {
@@ -232,9 +250,10 @@ fn resolve(
     workloads: &[Arc<Workload>],
     services: &[Arc<Service>],
     holders: &HashMap<IpAddr, Holder>,
+    zones: &Zones,
 ) -> Vec<Arc<Backends>> {
     let pods = Pods::new(workloads, holders);
-    services.iter().map(|service| Arc::new(Backends::resolve(service, &pods))).collect()
+    services.iter().map(|service| Arc::new(Backends::resolve(service, &pods, zones))).collect()
 }
 
 fn owners(resolved: &[Arc<Backends>]) -> HashMap<IpAddr, Vec<Owner>> {

@@ -263,6 +263,9 @@ pub enum Distribution {
     /// All ready endpoints alike.
     #[default]
     Any,
-    /// Ready endpoints on the source's node first (`PreferClose`, `PreferSameZone`, `PreferSameNode`).
+    /// Ready endpoints in the zone of the source's node first (`PreferClose`, `PreferSameZone`); on the source's node where
+    /// no node's zone is known.
+    PreferSameZone,
+    /// Ready endpoints on the source's node first (`PreferSameNode`).
     PreferSameNode,
 }

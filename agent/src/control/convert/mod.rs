@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -53,6 +53,8 @@ pub enum Readiness {
 pub enum Kind {
     /// `v1` Namespace.
     Namespace,
+    /// `v1` Node.
+    Node,
     /// `v1` Pod.
     Pod,
     /// `v1` Service.
@@ -70,7 +72,7 @@ pub enum Kind {
 pub struct Key {
     /// Its kind.
     pub kind: Kind,
-    /// Its namespace; empty for a Namespace.
+    /// Its namespace; empty for a Namespace and a Node.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -81,6 +83,8 @@ pub struct Key {
 pub enum Object {
     /// `v1` Namespace.
     Namespace(Box<Namespace>),
+    /// `v1` Node.
+    Node(Box<Node>),
     /// `v1` Pod.
     Pod(Box<Pod>),
     /// `v1` Service.
@@ -105,6 +109,8 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
     Namespace(NamespaceLabels),
+    /// The node's zone.
+    Node(Option<Arc<str>>),
     Pod(Option<Box<PodRecord>>),
     Service(Option<Box<mesh::Service>>),
     Slice(Option<Slice>),
@@ -133,6 +139,10 @@ impl Record {
             Object::Namespace(namespace) => {
                 let labels = namespace.metadata.labels.as_ref();
                 Content::Namespace(NamespaceLabels::read(labels)?)
+            }
+            Object::Node(node) => {
+                let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE));
+                Content::Node(zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()))
             }
             Object::Pod(pod) => Content::Pod(pod::convert(pod, &key, settings)?.map(Box::new)),
             Object::Service(service) => Content::Service(service::convert(service, &key)?.map(Box::new)),
@@ -187,6 +197,7 @@ impl Object {
     pub fn key(&self) -> Result<Key, Invalid> {
         let (kind, metadata) = match self {
             Self::Namespace(object) => (Kind::Namespace, &object.metadata),
+            Self::Node(object) => (Kind::Node, &object.metadata),
             Self::Pod(object) => (Kind::Pod, &object.metadata),
             Self::Service(object) => (Kind::Service, &object.metadata),
             Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
@@ -203,7 +214,7 @@ impl Key {
         let name = metadata.name.clone().filter(|name| !name.is_empty());
         let name = name.ok_or_else(|| path.invalid("a name is needed"))?;
         let namespace = match kind {
-            Kind::Namespace => String::new(),
+            Kind::Namespace | Kind::Node => String::new(),
             _ => metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         };
         Ok(Self { kind, namespace, name })
@@ -225,6 +236,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
@@ -237,7 +249,9 @@ impl Kind {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            Kind::Namespace => write!(f, "Namespace {}", self.name.escape_debug()),
+            kind @ (Kind::Namespace | Kind::Node) => {
+                write!(f, "{} {}", kind.as_str(), self.name.escape_debug())
+            }
             kind => {
                 let (namespace, name) = (self.namespace.escape_debug(), self.name.escape_debug());
                 write!(f, "{} {namespace}/{name}", kind.as_str())
@@ -245,6 +259,9 @@ impl fmt::Display for Key {
         }
     }
 }
+
+/// The label of a node's zone, such as `eu-central-1a`.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 type Labels = BTreeMap<String, String>;
 

@@ -31,9 +31,9 @@ pub(super) fn convert(service: &v1::Service, key: &Key) -> Result<Option<Service
             Some("ClientIP") => Affinity::ClientIp,
             _ => Affinity::None,
         },
-        // Zones are not known here, so the closest that can be had is the node.
         distribution: match spec.traffic_distribution.as_deref() {
-            Some("PreferClose" | "PreferSameZone" | "PreferSameNode") => Distribution::PreferSameNode,
+            Some("PreferClose" | "PreferSameZone") => Distribution::PreferSameZone,
+            Some("PreferSameNode") => Distribution::PreferSameNode,
             _ => Distribution::Any,
         },
         local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),

@@ -248,14 +248,14 @@ fn service_options_are_read() {
     let plain = service(json!({}));
     assert_eq!((plain.affinity, plain.distribution), (Affinity::None, Distribution::Any));
     assert!(!plain.local_only && !plain.publish_not_ready);
-    for distribution in ["PreferClose", "PreferSameZone", "PreferSameNode"] {
+    let (zone, node) = (Distribution::PreferSameZone, Distribution::PreferSameNode);
+    for (distribution, expected) in
+        [("PreferClose", zone), ("PreferSameZone", zone), ("PreferSameNode", node)]
+    {
         let service =
             service(json!({"spec": {"sessionAffinity": "ClientIP", "trafficDistribution": distribution,
             "internalTrafficPolicy": "Local", "publishNotReadyAddresses": true}}));
-        assert_eq!(
-            (service.affinity, service.distribution),
-            (Affinity::ClientIp, Distribution::PreferSameNode)
-        );
+        assert_eq!((service.affinity, service.distribution), (Affinity::ClientIp, expected));
         assert!(service.local_only && service.publish_not_ready);
     }
 }

@@ -96,11 +96,11 @@ impl Health {
         }
     }
 
-    pub(super) fn failed(&self, kind: Kind, error: String) {
+    pub(super) fn failed(&self, kind: Kind, error: &str) {
         let known = self.update(kind, |state| {
             state.errors += 1;
             let known = state.error.as_ref().is_some_and(|(_, known)| *known == error);
-            state.error = Some((Instant::now(), error.clone()));
+            state.error = Some((Instant::now(), error.to_owned()));
             known
         });
         // Once for each cause: until it is over it stands in the readiness detail.
@@ -157,7 +157,7 @@ impl Collector for Health {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let kinds = self.kinds().clone();
         let kinds: Vec<_> = kinds.into_iter().map(|(kind, state)| (kind, state, self.watch(kind))).collect();
-        let gauges: [(_, _, fn(&State, &Watch) -> i64); 3] = [
+        let gauges: [(_, _, Read<i64>); 3] = [
             ("culvert_kube_watch_connected", "Whether the watch of a kind is open", |_, watch| {
                 (watch.open > 0).into()
             }),
@@ -177,7 +177,7 @@ impl Collector for Health {
                 gauge.encode(family.encode_family(&[("kind", kind.as_str())])?)?;
             }
         }
-        let counters: [(_, _, fn(&State, &Watch) -> u64); 3] = [
+        let counters: [(_, _, Read<u64>); 3] = [
             ("culvert_kube_watch_errors", "Errors of the watch of a kind", |state, _| state.errors),
             ("culvert_kube_watch_restarts", "Lists of a kind after the first", |state, _| {
                 state.lists.saturating_sub(1)
@@ -194,6 +194,9 @@ impl Collector for Health {
         Ok(())
     }
 }
+
+/// Reads a value of a watch.
+type Read<T> = fn(&State, &Watch) -> T;
 
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod, Service},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -20,6 +20,7 @@ use super::{
 /// The kinds that make up a mesh. Nothing is published before each has been listed.
 pub(in crate::control) const KINDS: &[Kind] = &[
     Kind::Namespace,
+    Kind::Node,
     Kind::Pod,
     Kind::Service,
     Kind::EndpointSlice,
@@ -32,6 +33,7 @@ impl Kind {
     pub(super) fn resource(self) -> (&'static str, &'static str) {
         match self {
             Self::Namespace => ("", "namespaces"),
+            Self::Node => ("", "nodes"),
             Self::Pod => ("", "pods"),
             Self::Service => ("", "services"),
             Self::EndpointSlice => ("discovery.k8s.io", "endpointslices"),
@@ -48,6 +50,14 @@ pub(super) async fn follow(kind: Kind, client: Client, feed: Feed) {
             let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
             let object = |PartialObjectMeta { metadata, .. }: PartialObjectMeta<Namespace>| {
                 Object::Namespace(Box::new(Namespace { metadata, ..Namespace::default() }))
+            };
+            feed.follow(api, object).await;
+        }
+        // Its labels alone, since its kubelet writes the rest again and again.
+        Kind::Node => {
+            let api: Api<PartialObjectMeta<Node>> = Api::all(client);
+            let object = |PartialObjectMeta { metadata, .. }: PartialObjectMeta<Node>| {
+                Object::Node(Box::new(Node { metadata, ..Node::default() }))
             };
             feed.follow(api, object).await;
         }

@@ -162,7 +162,7 @@ impl Feed {
             Some(status) => format!("{} (HTTP {})", status.message, status.code),
             None => chain(error),
         };
-        self.health.failed(self.kind, said);
+        self.health.failed(self.kind, &said);
         if code == Some(410) { Remedy::ListAnew } else { Remedy::TryAgain }
     }
 }

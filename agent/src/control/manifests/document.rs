@@ -5,7 +5,7 @@ use std::{cell::Cell, sync::Arc};
 use k8s_openapi::{
     Resource,
     api::{
-        core::v1::{Namespace, Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
 };
@@ -271,8 +271,9 @@ fn parser(version: &str, kind: &str) -> Option<(Kind, Parse)> {
             _ => None,
         };
     }
-    let parsers: [(&str, &str, Kind, Parse); 4] = [
+    let parsers: [(&str, &str, Kind, Parse); 5] = [
         (Namespace::API_VERSION, Namespace::KIND, Kind::Namespace, |v| Ok(Object::Namespace(typed(v)?))),
+        (Node::API_VERSION, Node::KIND, Kind::Node, |v| Ok(Object::Node(typed(v)?))),
         (Pod::API_VERSION, Pod::KIND, Kind::Pod, |v| Ok(Object::Pod(typed(v)?))),
         (Service::API_VERSION, Service::KIND, Kind::Service, |v| Ok(Object::Service(typed(v)?))),
         (EndpointSlice::API_VERSION, EndpointSlice::KIND, Kind::EndpointSlice, |v| {

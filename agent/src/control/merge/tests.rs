@@ -19,6 +19,7 @@ fn settings() -> Settings {
 fn item(value: Value) -> Item {
     let object = match value["kind"].as_str().unwrap() {
         "Namespace" => Object::Namespace(serde_json::from_value(value).unwrap()),
+        "Node" => Object::Node(serde_json::from_value(value).unwrap()),
         "Pod" => Object::Pod(serde_json::from_value(value).unwrap()),
         "Service" => Object::Service(serde_json::from_value(value).unwrap()),
         "EndpointSlice" => Object::EndpointSlice(serde_json::from_value(value).unwrap()),
@@ -184,14 +185,16 @@ fn object(number: usize, version: u8) -> Item {
             "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}}),
         3 => json!({"kind": "AuthorizationPolicy", "metadata": {"name": "a", "namespace": "shop"},
             "spec": {"action": if version.is_multiple_of(2) { "ALLOW" } else { "DENY" }}}),
+        4 => json!({"kind": "Node",
+            "metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": address}}}),
         _ => json!({"kind": "Pod", "metadata": {"name": format!("pod-{number}"), "namespace": "shop"},
             "status": {"podIP": address, "phase": if version == 7 { "Failed" } else { "Running" }}}),
     })
 }
 
-const OBJECTS: usize = 8;
-const EVERY_KIND: [Kind; 5] =
-    [Kind::Namespace, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::AuthorizationPolicy];
+const OBJECTS: usize = 9;
+const EVERY_KIND: [Kind; 6] =
+    [Kind::Namespace, Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice, Kind::AuthorizationPolicy];
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
@@ -220,7 +223,13 @@ fn relist(merged: &mut Merged, server: &BTreeMap<usize, u8>, complete: bool) {
 /// Everything that a snapshot says of the objects.
 fn show(snapshot: &Snapshot) -> String {
     let policies = snapshot.policies();
-    format!("{:#?}\n{:#?}\n{:#?}", snapshot.workloads(), snapshot.services(), policies.authorization())
+    let zone = snapshot.zone("node-a");
+    format!(
+        "{zone:?}\n{:#?}\n{:#?}\n{:#?}",
+        snapshot.workloads(),
+        snapshot.services(),
+        policies.authorization()
+    )
 }
 
 proptest! {

@@ -1,0 +1,66 @@
+//! An API server that is lost, and comes back.
+
+use lab::{Agent, PATIENCE, eventually, tcp};
+
+use crate::world::{World, metric, readiness};
+
+fn connected(agent: &Agent) -> f64 {
+    metric(agent, "culvert_kube_watch_connected")
+}
+
+/// Kinds that are watched.
+const KINDS: f64 = 7.0;
+
+#[test]
+fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() {
+    let mut world = World::new();
+    let (client, server) = (world.pod("client", "node-a"), world.pod("server", "node-b"));
+    let agents = [world.ready_agent("node-a"), world.ready_agent("node-b")];
+    world.wait_enrolled(&[&client, &server]);
+    let _echo = server.serve(8080, tcp::echo).unwrap();
+    let talks = || client.connect(server.at(8080)).is_ok_and(|stream| tcp::exchange(stream, 1024).is_ok());
+    eventually(PATIENCE, talks);
+    eventually(PATIENCE, || agents.iter().all(|agent| connected(agent) == KINDS));
+    let mut standing = client.connect(server.at(8080)).unwrap();
+    tcp::ping(&mut standing, "before").unwrap();
+
+    world.server.stop();
+    for agent in &agents {
+        eventually(PATIENCE, || connected(agent) == 0.0);
+        eventually(PATIENCE, || readiness(agent).1.contains("the watch of Pod is lost"));
+        assert_eq!(readiness(agent).0, 200);
+    }
+    assert!(talks());
+
+    world.server.start().unwrap();
+    let late = world.pod("late", "node-a");
+    // It asks again after up to half a minute.
+    for agent in &agents {
+        eventually(3 * PATIENCE, || connected(agent) == KINDS);
+    }
+    world.wait_enrolled(&[&late]);
+    tcp::ping(&mut standing, "after").unwrap();
+    for agent in &agents {
+        assert!(!readiness(agent).1.contains("is lost"), "{}", readiness(agent).1);
+        for flap in ["the pod leaves the mesh", "another network namespace", "another identity"] {
+            assert!(!agent.logs().contains(flap), "{flap}: {}", agent.logs());
+        }
+    }
+}
+
+#[test]
+fn pods_that_went_while_the_api_server_could_not_be_reached_go_by_the_new_list() {
+    let mut world = World::new();
+    world.write_pod("gone", ("another-node", "/run/netns/nowhere"), "10.9.9.9");
+    let agent = world.ready_agent("node-a");
+    assert_eq!(metric(&agent, "culvert_workloads"), 1.0);
+    world.server.stop();
+    eventually(PATIENCE, || connected(&agent) == 0.0);
+    world.server.start().unwrap();
+    // Before the agent asks again, or after: it ends alike.
+    world
+        .server
+        .kubectl(&["delete", "pod", "gone", "-n", "shop", "--force", "--grace-period=0"], "")
+        .unwrap();
+    eventually(3 * PATIENCE, || metric(&agent, "culvert_workloads") == 0.0);
+}
