@@ -1,11 +1,15 @@
 //! A capture of an interface by tcpdump, and what is looked for in it.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use crate::{Flow, NetNs, PATIENCE, Process, mesh::Shared, pcap};
+use crate::{Flow, NetNs, PATIENCE, Process, pcap};
 
 /// A capture that runs.
 #[must_use = "a capture is read by stopping it"]
@@ -23,9 +27,7 @@ pub struct Captured {
 
 impl Capture {
     /// Starts tcpdump and waits until it listens, so that nothing sent afterwards is missed.
-    pub(crate) fn start(shared: &Arc<Shared>, netns: &NetNs, interface: &str) -> Result<Self> {
-        let file = shared.fresh_path("capture", "pcap");
-        let log = shared.fresh_path("tcpdump", "log");
+    pub(crate) fn start(netns: &NetNs, interface: &str, file: PathBuf, log: &Path) -> Result<Self> {
         let mut command = netns.command("tcpdump");
         command.args([
             "-i",
@@ -40,7 +42,7 @@ impl Capture {
             "root",
             "-w",
         ]);
-        let tcpdump = Process::start(command.arg(&file), &log, None).context("package tcpdump")?;
+        let tcpdump = Process::start(command.arg(&file), log, None).context("package tcpdump")?;
         tcpdump.until(PATIENCE, || tcpdump.logs().contains("listening on"))?;
         Ok(Self { tcpdump, file })
     }
@@ -59,11 +61,11 @@ impl Capture {
         Ok(Captured { bytes, flows })
     }
 
-    /// Waits until the file has stopped growing for a moment.
+    /// Waits until the file has stopped growing for a moment. Where it never does, what is asked about has come by then.
     fn settle(&self) {
         let size = || fs::metadata(&self.file).map(|file| file.len()).unwrap_or_default();
         let mut last = size();
-        loop {
+        for _ in 0..LOOKS {
             std::thread::sleep(QUIET);
             let now = size();
             if now == last {
@@ -76,6 +78,7 @@ impl Capture {
 
 /// A mesh's traffic is never quiet for long while a transfer runs; PINGs come every 10 s.
 const QUIET: Duration = Duration::from_millis(50);
+const LOOKS: usize = 100;
 
 /// The kernel's buffer: enough for what two cores can send before tcpdump gets a turn.
 const BUFFER_KIB: &str = "65536";

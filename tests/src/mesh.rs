@@ -167,7 +167,9 @@ impl Mesh {
 
     /// Captures every packet of an interface, `any` for all, in a node's or a pod's namespace.
     pub fn capture(&self, netns: &NetNs, interface: &str) -> Result<Capture> {
-        Capture::start(&self.shared, netns, interface)
+        let (file, log) =
+            (self.shared.fresh_path("capture", "pcap"), self.shared.fresh_path("tcpdump", "log"));
+        Capture::start(netns, interface, file, &log)
     }
 
     fn label_namespace(&self, name: &str, value: Option<&str>) -> Result<()> {

@@ -28,7 +28,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::{Context, Result, ensure};
@@ -281,6 +284,19 @@ impl Cluster {
         image.write(&archive)?;
         self.load_image(&archive)?;
         fs::remove_file(&archive).with_context(|| format!("removing {}", archive.display()))
+    }
+
+    /// Captures every packet that a node sends to the others or gets from them.
+    ///
+    /// # Errors
+    /// Where tcpdump does not start.
+    pub fn capture(&self, node: &ClusterNode) -> Result<crate::Capture> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let file = |ending| {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            self.place.directory().join(format!("{}-{number}.{ending}", node.name()))
+        };
+        crate::Capture::start(&node.netns()?, "eth0", file("pcap"), &file("tcpdump.log"))
     }
 
     /// A token of a service account for an audience (a TokenRequest), as a pod gets it by a projected volume.

@@ -1,0 +1,12 @@
+//! What a user installs, on a real cluster: the image, the chart by helm, pods with real programs, probes of a real kubelet, the CNI
+//! plugin called by a real containerd.
+//!
+//! All tests share one cluster with Culvert in it, each in a namespace of its own. Those that take something of the cluster away
+//! run alone.
+
+mod enrolment;
+mod failure;
+mod install;
+mod rights;
+mod update;
+mod world;

@@ -1,0 +1,271 @@
+//! The shared cluster with Culvert installed, and the namespaces of the tests in it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use lab::{
+    Cluster, PATIENCE,
+    cluster::{ClusterNode, images},
+    culvert, eventually, try_eventually,
+};
+use serde_json::Value;
+
+/// What every request of a client has in it.
+pub(crate) const MARKER: &str = "what-only-the-application-reads";
+
+/// Where Culvert itself is.
+pub(crate) const ROOT: &str = "culvert-system";
+
+/// Whoever takes something of the cluster away has it alone.
+static IN_USE: RwLock<()> = RwLock::new(());
+
+/// The cluster, for a test that leaves it as it is.
+pub(crate) fn shared() -> (&'static Cluster, RwLockReadGuard<'static, ()>) {
+    let guard = IN_USE.read().unwrap_or_else(PoisonError::into_inner);
+    (installed(), guard)
+}
+
+/// The cluster, for a test that disturbs what others count on, and puts it right again.
+pub(crate) fn alone() -> (&'static Cluster, RwLockWriteGuard<'static, ()>) {
+    let guard = IN_USE.write().unwrap_or_else(PoisonError::into_inner);
+    (installed(), guard)
+}
+
+fn installed() -> &'static Cluster {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    let cluster = Cluster::shared("labmesh");
+    INSTALLED.get_or_init(|| {
+        BEFORE.get_or_init(|| traces(cluster));
+        cluster.add_image(&images::tools().unwrap()).unwrap();
+        cluster.add_image(&images::culvert(images::CULVERT, &culvert().unwrap()).unwrap()).unwrap();
+        install(cluster);
+    });
+    cluster
+}
+
+static BEFORE: OnceLock<Traces> = OnceLock::new();
+
+/// What Culvert could leave on nodes, by path: the CNI's configuration, byte for byte, and its plugins; files of its own; pins.
+pub(crate) type Traces = BTreeMap<PathBuf, Vec<u8>>;
+
+/// What was on the nodes before Culvert was installed.
+pub(crate) fn before() -> &'static Traces {
+    BEFORE.get().expect("it is installed")
+}
+
+/// What is on the nodes.
+pub(crate) fn traces(cluster: &Cluster) -> Traces {
+    let mut found = Traces::new();
+    for node in cluster.nodes() {
+        for folder in [node.cni_conf_dir(), node.cni_bin_dir(), node.path("/run/culvert")] {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                // A socket has no content.
+                found.insert(entry.path(), fs::read(entry.path()).unwrap_or_default());
+            }
+        }
+        let pins = PathBuf::from("/sys/fs/bpf/culvert").join(node.unique_name());
+        if pins.exists() {
+            found.insert(pins, Vec::new());
+        }
+    }
+    found
+}
+
+/// Installs Culvert as docs/install.md says.
+pub(crate) fn install(cluster: &Cluster) {
+    cluster
+        .apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {ROOT}\n  labels: \
+             {{pod-security.kubernetes.io/enforce: privileged}}\n"
+        ))
+        .unwrap();
+    helm(cluster, &["install", "culvert", CHART, "--namespace", ROOT, "--set", "image.pullPolicy=Never"]);
+    for workload in ["deployment/culvert-ca", "daemonset/culvert"] {
+        rolled_out(cluster, ROOT, workload);
+    }
+}
+
+/// Runs helm, which must succeed, and returns what it printed.
+pub(crate) fn helm(cluster: &Cluster, args: &[&str]) -> String {
+    let output = cluster.helm_command().args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "helm {args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until a rollout is complete.
+pub(crate) fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) {
+    let args = ["-n", namespace, "rollout", "status", workload, "--timeout=120s"];
+    if let Err(error) = cluster.kubectl(&args, "") {
+        let pods = cluster.kubectl(&["-n", namespace, "describe", "pods"], "").unwrap_or_default();
+        let log = cluster.kubectl(&["-n", namespace, "logs", workload, "--tail=50"], "").unwrap_or_default();
+        panic!("{workload} is not rolled out: {error:#}\n{pods}\n{log}");
+    }
+}
+
+/// A namespace of one test: `web`, two replicas on two nodes behind a service, and `client` on the first node, which asks them
+/// without end. Gone with this value.
+pub(crate) struct Shop {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) namespace: String,
+}
+
+impl Shop {
+    /// Opens it, enrolled or not, and waits until everything runs.
+    pub(crate) fn open(cluster: &'static Cluster, namespace: &str, enrolled: bool) -> Self {
+        let shop = Self { cluster, namespace: namespace.to_owned() };
+        let label = if enrolled { "labels: {culvert.dev/mesh: enabled}" } else { "" };
+        cluster
+            .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  {label}\n"))
+            .unwrap();
+        let first = cluster.node("node-a").unique_name();
+        shop.apply(&OBJECTS.replace("IMAGE", images::TOOLS).replace("FIRST", &first).replace("MARKER", MARKER));
+        rolled_out(cluster, namespace, "deployment/web");
+        shop.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+        if enrolled {
+            shop.wait_enrolled(true);
+        }
+        shop.wait_answers(5);
+        shop
+    }
+
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
+        self.cluster.kubectl(&[&["-n", &self.namespace], args].concat(), "").unwrap()
+    }
+
+    pub(crate) fn apply(&self, yaml: &str) {
+        self.cluster.kubectl(&["-n", &self.namespace, "apply", "-f", "-"], yaml).unwrap();
+    }
+
+    pub(crate) fn pods(&self) -> Vec<Value> {
+        let list = self.cluster.get(&["-n", &self.namespace, "pods"]).unwrap();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    /// Waits until the status of every pod says that it is enrolled, or of none.
+    pub(crate) fn wait_enrolled(&self, enrolled: bool) {
+        eventually(PATIENCE, || {
+            let wrong = self.pods().into_iter().find(|pod| is_enrolled(pod) != enrolled);
+            wrong.map_or(Ok(()), |pod| Err(format!("{}", pod["metadata"]["annotations"])))
+        });
+    }
+
+    pub(crate) fn exec(&self, pod: &str, command: &str) -> String {
+        self.kubectl(&["exec", pod, "--", "bash", "-c", command])
+    }
+
+    /// Every answer that the client has had, or what went wrong.
+    pub(crate) fn answers(&self) -> Vec<String> {
+        self.exec("client", "cat /tmp/answers").lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until the client has asked some more times.
+    pub(crate) fn wait_answers(&self, more: usize) {
+        let count = || {
+            let args = ["-n", &self.namespace, "exec", "client", "--", "wc", "-l", "/tmp/answers"];
+            let said = self.cluster.kubectl(&args, "").map_err(|error| format!("{error:#}"))?;
+            said.split(' ').next().and_then(|number| number.parse::<usize>().ok()).ok_or(said)
+        };
+        let before = eventually(PATIENCE, count);
+        eventually(PATIENCE, || (count()? >= before + more).then_some(()).ok_or_else(|| "still waits".to_owned()));
+    }
+
+    /// Asserts that each of the client's requests was answered with success, since it began.
+    pub(crate) fn assert_no_failure(&self) {
+        let answers = self.answers();
+        let failed: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("200 ")).collect();
+        assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
+    }
+
+    /// Asserts that no container was started again and no probe made a pod unready.
+    pub(crate) fn assert_unharmed(&self) {
+        for pod in self.pods() {
+            for container in pod["status"]["containerStatuses"].as_array().unwrap() {
+                assert_eq!(container["restartCount"], 0, "{pod:#}");
+                assert_eq!(container["ready"], true, "{pod:#}");
+            }
+        }
+    }
+
+    /// What the agents say of connections to this namespace's `web`, as the client's own node saw them begin.
+    pub(crate) fn access_log(&self) -> Vec<Value> {
+        agent_log(self.cluster, self.cluster.node("node-a"))
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|line| line["direction"] == "outbound" && line["src.namespace"] == self.namespace.as_str())
+            .collect()
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        let _ = self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"], "");
+    }
+}
+
+/// Whether a pod's status says that it is enrolled.
+pub(crate) fn is_enrolled(pod: &Value) -> bool {
+    pod["metadata"]["annotations"]["culvert.dev/enrolled"] == "true"
+}
+
+/// The agent's pod of a node.
+pub(crate) fn agent_pod(cluster: &Cluster, node: &ClusterNode) -> Option<String> {
+    let field = format!("spec.nodeName={}", node.unique_name());
+    let selector = "app.kubernetes.io/name=culvert";
+    let list = cluster.get(&["-n", ROOT, "pods", "-l", selector, "--field-selector", &field]).unwrap();
+    let pods = list["items"].as_array().unwrap();
+    let living = pods.iter().find(|pod| pod["metadata"]["deletionTimestamp"].is_null())?;
+    Some(living["metadata"]["name"].as_str()?.to_owned())
+}
+
+fn agent_log(cluster: &Cluster, node: &ClusterNode) -> String {
+    let pod = agent_pod(cluster, node).expect("the node's agent");
+    cluster.kubectl(&["-n", ROOT, "logs", &pod], "").unwrap()
+}
+
+pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/chart/culvert");
+
+const OBJECTS: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
+      containers:
+      - name: web
+        image: IMAGE
+        imagePullPolicy: Never
+        ports: [{containerPort: 8080, name: http}]
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
+        livenessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
+        # A pod's end takes a moment to be known everywhere, in any cluster.
+        lifecycle: {preStop: {sleep: {seconds: 3}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec:
+  nodeName: FIRST
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: client
+    image: IMAGE
+    imagePullPolicy: Never
+    command: [bash, -c, "while sleep 0.1; do curl -s -m 5 -o /dev/null -w '%{http_code} %{errormsg}\n' http://web/MARKER >> /tmp/answers; done"]
+"#;
