@@ -14,6 +14,7 @@ use crate::wait::try_eventually;
 /// Makes a node's cgroup in every hierarchy.
 pub(crate) fn create(node: &str) -> Result<()> {
     for root in roots()? {
+        hand_down_controllers(&root)?;
         let cgroup = root.join(node);
         fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         // Of the first version: a cgroup without processors and memory takes no process.
@@ -22,6 +23,20 @@ pub(crate) fn create(node: &str) -> Result<()> {
                 fs::copy(root.join(file), cgroup.join(file))
                     .with_context(|| format!("copying {file} into {}", cgroup.display()))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Lets the cgroups at the top of a hierarchy of the second version have all of its controllers, as a kubelet demands (cgroup-v2,
+/// "Enabling and Disabling"); systemd has done so for most. Where the first version has them there are none.
+fn hand_down_controllers(root: &Path) -> Result<()> {
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
+    let (there, given) = (read("cgroup.controllers"), read("cgroup.subtree_control"));
+    for controller in there.split_whitespace() {
+        if !given.split_whitespace().any(|known| known == controller) {
+            fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"))
+                .with_context(|| format!("enabling {controller} below {}", root.display()))?;
         }
     }
     Ok(())
