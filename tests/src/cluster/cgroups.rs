@@ -13,8 +13,11 @@ use crate::wait::try_eventually;
 
 /// Makes a node's cgroup in every hierarchy.
 pub(crate) fn create(node: &str) -> Result<()> {
-    for root in roots()? {
-        hand_down_controllers(&root)?;
+    let roots = roots()?;
+    if let [only] = roots.as_slice() {
+        hand_down_controllers(only)?;
+    }
+    for root in roots {
         let cgroup = root.join(node);
         fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         // Of the first version: a cgroup without processors and memory takes no process.
@@ -28,13 +31,13 @@ pub(crate) fn create(node: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lets the cgroups at the top of a hierarchy of the second version have all of its controllers, as a kubelet demands (cgroup-v2,
-/// "Enabling and Disabling"); systemd has done so for most. Where the first version has them there are none.
+/// Lets the cgroups at the top have the controllers that a kubelet demands (cgroup-v2, "Enabling and Disabling"), where the
+/// second version is all there is. systemd has done so for most; what it has not stays enabled.
 fn hand_down_controllers(root: &Path) -> Result<()> {
     let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
     let (there, given) = (read("cgroup.controllers"), read("cgroup.subtree_control"));
     for controller in there.split_whitespace() {
-        if !given.split_whitespace().any(|known| known == controller) {
+        if CONTROLLERS.contains(&controller) && !given.split_whitespace().any(|known| known == controller) {
             fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"))
                 .with_context(|| format!("enabling {controller} below {}", root.display()))?;
         }
@@ -98,3 +101,6 @@ fn roots() -> Result<Vec<PathBuf>> {
     });
     Ok(mounts.collect())
 }
+
+/// The controllers by which kubelets limit pods.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
