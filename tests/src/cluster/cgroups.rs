@@ -13,7 +13,11 @@ use crate::wait::try_eventually;
 
 /// Makes a node's cgroup in every hierarchy.
 pub(crate) fn create(node: &str) -> Result<()> {
-    for root in roots()? {
+    let roots = roots()?;
+    if let [only] = roots.as_slice() {
+        hand_down_controllers(only)?;
+    }
+    for root in roots {
         let cgroup = root.join(node);
         fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         // Of the first version: a cgroup without processors and memory takes no process.
@@ -22,6 +26,20 @@ pub(crate) fn create(node: &str) -> Result<()> {
                 fs::copy(root.join(file), cgroup.join(file))
                     .with_context(|| format!("copying {file} into {}", cgroup.display()))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Lets the cgroups at the top have the controllers that a kubelet demands (cgroup-v2, "Enabling and Disabling"), where the
+/// second version is all there is. systemd has done so for most; what it has not stays enabled.
+fn hand_down_controllers(root: &Path) -> Result<()> {
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
+    let (there, given) = (read("cgroup.controllers"), read("cgroup.subtree_control"));
+    for controller in there.split_whitespace() {
+        if CONTROLLERS.contains(&controller) && !given.split_whitespace().any(|known| known == controller) {
+            fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"))
+                .with_context(|| format!("enabling {controller} below {}", root.display()))?;
         }
     }
     Ok(())
@@ -83,3 +101,6 @@ fn roots() -> Result<Vec<PathBuf>> {
     });
     Ok(mounts.collect())
 }
+
+/// The controllers by which kubelets limit pods.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];

@@ -1,4 +1,4 @@
-//! kubectl, run beside the API server.
+//! kubectl and helm, run beside the API server.
 
 use std::{
     io::Write,
@@ -13,11 +13,27 @@ use super::control_plane::Site;
 /// kubectl as the administrator, beside the API server, with this process's own environment.
 pub(crate) fn command(site: &Site) -> Command {
     let mut command = site.netns.command(&site.tools.kubernetes("kubectl").to_string_lossy());
+    equip(&mut command, site);
+    command
+}
+
+/// Helm as the administrator, likewise.
+pub(crate) fn helm(site: &Site) -> Command {
+    let mut command = site.netns.command(&site.tools.helm().to_string_lossy());
+    equip(&mut command, site);
+    for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+        command.env(folder, site.directory.join("helm"));
+    }
+    command
+}
+
+/// Says who asks, keeps what is cached out of the home directory, and goes by no proxy.
+fn equip(command: &mut Command, site: &Site) {
     command.env("KUBECONFIG", site.credentials().kubeconfig("admin"));
+    command.env("KUBECACHEDIR", site.directory.join("kubectl"));
     for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"] {
         command.env_remove(proxy);
     }
-    command
 }
 
 /// Runs kubectl to its end, with `input` as its standard input, whatever its status.

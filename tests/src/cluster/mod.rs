@@ -263,9 +263,7 @@ impl Cluster {
 
     /// Helm as the administrator, to be run with this process's input and output.
     pub fn helm_command(&self) -> Command {
-        let mut command = self.site.netns.command(&self.site.tools.helm().to_string_lossy());
-        command.env("KUBECONFIG", self.kubeconfig());
-        command
+        kubectl::helm(&self.site)
     }
 
     /// Puts an image from an archive onto every node.

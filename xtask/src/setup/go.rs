@@ -1,4 +1,4 @@
-//! Go, which Kubernetes is written in: the one that is here if it is young enough, or else one that is brought into the cache.
+//! Go, which Kubernetes is written in: the one that is here if it is new enough, or else one that is brought into the cache.
 //!
 //! Go's own client brings it, as it brings any toolchain: by the module `golang.org/toolchain`, whose checksum is in the
 //! public log of checksums. Where there is no Go at all, Debian's does that, which is too old for more.
@@ -20,7 +20,7 @@ const OLDEST: (u32, u32) = (1, 26);
 /// The Go that is brought.
 const BROUGHT: &str = "go1.26.0";
 
-/// A Go that is young enough.
+/// A Go that is new enough.
 #[derive(Clone, Debug)]
 pub(super) struct Go {
     program: PathBuf,
@@ -63,10 +63,7 @@ fn major_minor(answer: &str) -> Option<(u32, u32)> {
 
 /// Brings Go into `folder`, with an older one that is here or with Debian's.
 fn bring(here: &[PathBuf], folder: &Path) -> Result<()> {
-    println!(
-        "cluster: Go {}.{} or younger is missing; bringing {BROUGHT} into the cache",
-        OLDEST.0, OLDEST.1
-    );
+    println!("cluster: Go {}.{} or newer is missing; bringing {BROUGHT} into the cache", OLDEST.0, OLDEST.1);
     let scratch = layout::cache()?.join(format!("{BROUGHT}.partial"));
     if scratch.exists() {
         fs::remove_dir_all(&scratch).with_context(|| format!("deleting {}", scratch.display()))?;
