@@ -9,8 +9,8 @@
 //! The kernel's maps are derived from the snapshot, never the truth; a pod that cannot be enrolled is tried again, and
 //! until then stays as it is: what an earlier agent captured stays captured, and fails closed.
 //!
-//! Where a pod's namespace is: where the annotation `culvert.dev/netns` says, else where `sandbox` finds it. The addresses
-//! that the container runtime gave a pod count until the snapshot knows them.
+//! Where a pod's namespace is: where the annotation `culvert.dev/netns` says, else where `sandbox` finds it. Of its
+//! addresses the container runtime's word counts, which the API server hears later.
 
 mod handover;
 mod member;
@@ -457,15 +457,18 @@ enum Kept {
     Known,
 }
 
-/// Returns the pod with the addresses that the container runtime gave it, as long as the API server knows none.
+/// Returns the pod with the addresses that the container runtime gave it. The API server hears of them later, and until then
+/// it has none, or those of the sandbox before.
 fn addressed(workload: &Arc<Workload>, sandboxes: &Sandboxes) -> Arc<Workload> {
-    if !workload.addresses.is_empty() || workload.is_host_network() {
+    if workload.netns.is_some() || workload.is_host_network() {
         return Arc::clone(workload);
     }
-    match sandboxes.addresses(workload) {
-        none if none.is_empty() => Arc::clone(workload),
-        addresses => Arc::new(Workload { addresses, ..(**workload).clone() }),
+    let given = sandboxes.addresses(workload);
+    let known = |address| workload.addresses.contains(address);
+    if given.is_empty() || (given.len() == workload.addresses.len() && given.iter().all(known)) {
+        return Arc::clone(workload);
     }
+    Arc::new(Workload { addresses: given, ..(**workload).clone() })
 }
 
 /// Why a pod cannot be enrolled.
