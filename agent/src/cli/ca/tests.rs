@@ -102,7 +102,6 @@ fn a_server_answers_by_files_or_by_the_api_server_and_by_an_authority_that_is_na
         ("--ca-dir ca --jwks keys", "--manifests"),
         ("--kube --jwks keys", "--jwks"),
         ("--kube --manifests dir", "--manifests"),
-        ("--ca-dir ca --jwks keys --manifests dir --kubeconfig config", "--kube"),
         ("--kube --ca-dir ca --vault-address https://vault", "--vault-address"),
     ] {
         assert!(parse(line).unwrap_err().contains(names), "{line}");
