@@ -23,7 +23,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.check {
         return check();
     }
-    setup::run(setup::Purpose::Test)?;
+    setup::run(setup::Purpose::Cluster)?;
     for (path, wanted) in derived()? {
         fs::write(&path, wanted).with_context(|| format!("writing {}", path.display()))?;
         println!("chart: wrote {}", path.display());

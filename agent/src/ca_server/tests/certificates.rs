@@ -80,19 +80,21 @@ async fn no_certificate_leaves_without_its_line_in_the_audit() {
         }
     }
     let world = World::new().await;
-    let callers = Callers::new(TokenRules {
+    let tokens = SignedTokens::new(TokenRules {
         jwks: world.path("jwks.json"),
         audience: "istio-ca".to_owned(),
         issuer: None,
         agents: vec!["culvert-system/culvert-agent".parse().unwrap()],
     });
+    let callers = Callers::Signed(tokens.unwrap());
     let config = ServiceConfig {
         trust_domain: "cluster.local".parse().unwrap(),
         max_lifetime: Duration::from_secs(3600),
         requests_per_node: NonZeroU32::MIN,
+        late_pods: Duration::ZERO,
     };
     let mut registry = Registry::default();
-    let parts = (callers.unwrap(), Audit::start(Full).unwrap(), Metrics::register(&mut registry));
+    let parts = (callers, Audit::start(Full).unwrap(), Metrics::register(&mut registry));
     let service = CaService::new(config, world.ca.clone(), world.mesh.subscribe(), parts);
     let mut request = tonic::Request::new(requests::request(&identity("web")));
     let token = format!("Bearer {}", world.issuer.sign(&claims("node-a")));

@@ -86,3 +86,24 @@ fn roots_come_and_go() {
     place.run(&format!("root remove {{dir}} {old:.8} --force")).unwrap();
     assert!(place.run("root add {dir} {dir}/root.pem").is_err(), "it is trusted already");
 }
+
+#[test]
+fn a_server_answers_by_files_or_by_the_api_server_and_by_an_authority_that_is_named_once() {
+    let parse = |line: &str| {
+        let words = ["ca", "serve", "--dns-name", "localhost"].into_iter().chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(drop).map_err(|error| error.to_string())
+    };
+    parse("--kube").unwrap();
+    parse("--kube --kubeconfig config --secret other").unwrap();
+    parse("--kube --issuer-cert a --issuer-key b --ca-roots c").unwrap();
+    parse("--ca-dir ca --jwks keys --manifests dir").unwrap();
+    for (line, names) in [
+        ("--ca-dir ca --manifests dir", "--jwks"),
+        ("--ca-dir ca --jwks keys", "--manifests"),
+        ("--kube --jwks keys", "--jwks"),
+        ("--kube --manifests dir", "--manifests"),
+        ("--kube --ca-dir ca --vault-address https://vault", "--vault-address"),
+    ] {
+        assert!(parse(line).unwrap_err().contains(names), "{line}");
+    }
+}

@@ -108,7 +108,7 @@ pub(super) struct ServeArgs {
     kube: bool,
 
     /// How the API server is reached [default: by the service account of the pod that this server runs in].
-    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE", requires = "kube")]
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
     /// The namespace of what this server keeps in the API server.
@@ -182,6 +182,8 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         !args.max_lifetime.is_zero(),
         "certificates that are valid for no time are none (--max-lifetime)"
     );
+    // Clap takes a flag that was not given for one that is there.
+    ensure!(args.kube || args.kubeconfig.is_none(), "--kubeconfig is for --kube, which was not given");
     let bind = async |address, option| {
         TcpListener::bind(address).await.with_context(|| format!("binding {address} ({option})"))
     };

@@ -1,10 +1,13 @@
 //! What a running process makes of files that change under it.
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::super::signed::Signed;
 use super::*;
-use crate::identity::ca::{CaDirectory, CertificateAuthority, Force};
+use crate::identity::ca::{CaDirectory, CertificateAuthority, Force, IssuerPem};
 
 impl Fixture {
     fn directory(&self) -> CaDirectory {
@@ -185,4 +188,43 @@ async fn records_of_several_processes_keep_the_latest_end() {
         "whole seconds: {record:?}"
     );
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "nothing else is left");
+}
+
+/// What another task would read of the fixture's authority from elsewhere.
+fn given(fixture: &Fixture) -> IssuerPem {
+    let read = |name: &str| fs::read(fixture.dir.join(name)).unwrap();
+    IssuerPem {
+        name: "Secret culvert-system/culvert-ca".into(),
+        certificate: read("intermediate.pem"),
+        key: read("intermediate.key").into(),
+        roots: read("root.pem"),
+        trust_domain: None,
+    }
+}
+
+#[tokio::test]
+async fn an_authority_in_no_file_follows_what_it_is_given_and_keeps_what_works() {
+    let (fixture, other) = (Fixture::new(), Fixture::new());
+    let first = given(&fixture);
+    let (sender, receiver) = watch::channel(Arc::new(first));
+    let ca = LocalCa::open_given(&receiver).unwrap();
+    let before = issuer_of(&ca).await;
+
+    // A certificate with another's key, and an authority that its roots do not vouch for.
+    let mixed = IssuerPem { key: given(&other).key, ..given(&fixture) };
+    let unsound = IssuerPem { roots: given(&fixture).roots, ..given(&other) };
+    for (broken, says) in [(mixed, "tls.key: this is not the key"), (unsound, "do not work together")] {
+        sender.send_replace(Arc::new(broken));
+        let error = || ca.signers.state().borrow().error.clone();
+        until(says, || error().is_some_and(|error| error.contains(says))).await;
+        assert!(error().unwrap().contains("Secret culvert-system/culvert-ca"));
+        assert_eq!(issuer_of(&ca).await, before, "{says}");
+    }
+
+    let both = [given(&fixture).roots, given(&other).roots].concat();
+    sender.send_replace(Arc::new(IssuerPem { roots: both, ..given(&other) }));
+    until("the other intermediate", || chain(&ca)[0] != before[..].into()).await;
+    assert_ne!(issuer_of(&ca).await, before);
+    assert_eq!(ca.trust().borrow().certificates().len(), 2);
+    assert!(!refused(&ca));
 }
