@@ -10,11 +10,11 @@ use std::{
 use lab::{
     Cluster, PATIENCE,
     cluster::{ClusterNode, images},
-    culvert, eventually, try_eventually,
+    culvert, eventually,
 };
 use serde_json::Value;
 
-/// What every request of a client has in it.
+/// What every request of a client has in it, followed by the name of its namespace.
 pub(crate) const MARKER: &str = "what-only-the-application-reads";
 
 /// Where Culvert itself is.
@@ -123,7 +123,12 @@ impl Shop {
             .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  {label}\n"))
             .unwrap();
         let first = cluster.node("node-a").unique_name();
-        shop.apply(&OBJECTS.replace("IMAGE", images::TOOLS).replace("FIRST", &first).replace("MARKER", MARKER));
+        shop.apply(
+            &OBJECTS
+                .replace("IMAGE", images::TOOLS)
+                .replace("FIRST", &first)
+                .replace("MARKER", &format!("{MARKER}-{namespace}")),
+        );
         rolled_out(cluster, namespace, "deployment/web");
         shop.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
         if enrolled {
@@ -171,7 +176,9 @@ impl Shop {
             said.split(' ').next().and_then(|number| number.parse::<usize>().ok()).ok_or(said)
         };
         let before = eventually(PATIENCE, count);
-        eventually(PATIENCE, || (count()? >= before + more).then_some(()).ok_or_else(|| "still waits".to_owned()));
+        eventually(PATIENCE, || {
+            (count()? >= before + more).then_some(()).ok_or_else(|| "still waits".to_owned())
+        });
     }
 
     /// Asserts that each of the client's requests was answered with success, since it began.
@@ -196,7 +203,9 @@ impl Shop {
         agent_log(self.cluster, self.cluster.node("node-a"))
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|line| line["direction"] == "outbound" && line["src.namespace"] == self.namespace.as_str())
+            .filter(|line| {
+                line["direction"] == "outbound" && line["src.namespace"] == self.namespace.as_str()
+            })
             .collect()
     }
 }
