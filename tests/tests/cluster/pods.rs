@@ -96,8 +96,7 @@ fn the_agents_image_holds_all_that_the_agent_needs() {
         "--version",
     ];
     cluster.kubectl(&args, "").unwrap();
-    let args = ["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/version", "--timeout=60s"];
-    cluster.kubectl(&args, "").unwrap();
+    cluster.wait_for("pod/version", "jsonpath={.status.phase}=Succeeded").unwrap();
     assert!(cluster.kubectl(&["logs", "version"], "").unwrap().starts_with("culvert "));
     cluster.kubectl(&["delete", "pod", "version"], "").unwrap();
 }
