@@ -262,9 +262,9 @@ impl Cluster {
     /// Where it is not within a minute, with what Kubernetes says of it and of its events.
     pub fn wait_for(&self, object: &str, condition: &str) -> Result<()> {
         let condition = format!("--for={condition}");
-        self.kubectl(&["wait", &condition, object, "--timeout=60s"], "").map(drop).or_else(|error| {
+        self.kubectl(&["wait", &condition, object, "--timeout=60s"], "").map(drop).map_err(|error| {
             let described = self.kubectl(&["describe", object], "").unwrap_or_default();
-            Err(error.context(format!("{object} in {}:\n{described}", self.name())))
+            error.context(format!("{object} in {}:\n{described}", self.name()))
         })
     }
 
