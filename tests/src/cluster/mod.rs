@@ -12,6 +12,7 @@
 
 mod api_server;
 mod cgroups;
+mod configuration;
 mod control_plane;
 mod credentials;
 mod daemon;
@@ -253,6 +254,18 @@ impl Cluster {
     /// Applies manifests.
     pub fn apply(&self, yaml: &str) -> Result<()> {
         self.kubectl(&["apply", "-f", "-"], yaml).map(drop)
+    }
+
+    /// Waits until an object is as `kubectl wait` says: `("pod/web", "condition=Ready")`.
+    ///
+    /// # Errors
+    /// Where it is not within a minute, with what Kubernetes says of it and of its events.
+    pub fn wait_for(&self, object: &str, condition: &str) -> Result<()> {
+        let condition = format!("--for={condition}");
+        self.kubectl(&["wait", &condition, object, "--timeout=60s"], "").map(drop).map_err(|error| {
+            let described = self.kubectl(&["describe", object], "").unwrap_or_default();
+            error.context(format!("{object} in {}:\n{described}", self.name()))
+        })
     }
 
     /// An object, or a list of them, as JSON.

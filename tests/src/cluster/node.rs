@@ -14,14 +14,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
 
 use super::{
-    cgroups,
+    cgroups, configuration,
     control_plane::Site,
     daemon::Daemon,
     kubectl,
-    network::{Addresses, CONTROL, PODS},
+    network::{Addresses, PODS},
     place::Place,
     tools::{PLUGINS, Tools},
 };
@@ -175,7 +174,7 @@ impl ClusterNode {
     pub(crate) fn create(&self) -> Result<()> {
         cgroups::create(&self.unique_name())?;
         let own = self.place.node(&self.name);
-        for folder in [CONFIGURATION, "/etc/cni/net.d", "/opt/cni/bin"] {
+        for folder in [configuration::FOLDER, "/etc/cni/net.d", "/opt/cni/bin"] {
             let folder = self.path(folder);
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
@@ -183,16 +182,19 @@ impl ClusterNode {
             symlink(self.tools.plugin(plugin), self.cni_bin_dir().join(plugin))
                 .context("a link to a CNI plugin")?;
         }
-        self.write("/etc/cni/net.d/10-bridge.conflist", &self.cni_configuration())?;
-        self.write(&in_configuration("containerd.toml"), &self.containerd_configuration())?;
-        self.write(&in_configuration("kubelet.json"), &self.kubelet_configuration())?;
+        self.write(
+            "/etc/cni/net.d/10-bridge.conflist",
+            &configuration::cni(&self.unique_name(), self.addresses),
+        )?;
+        self.write(&configuration::file("containerd.toml"), &configuration::containerd(&self.tools))?;
+        self.write(&configuration::file("kubelet.json"), &configuration::kubelet(&self.unique_name()))?;
         let credentials = Site::of(&self.place, &self.tools)?.credentials();
         for (from, to) in [
             (credentials.path("ca.crt"), "ca.crt"),
             (credentials.kubeconfig(&self.unique_name()), "kubelet.kubeconfig"),
             (credentials.kubeconfig("kube-proxy"), "kube-proxy.kubeconfig"),
         ] {
-            let to = self.path(&in_configuration(to));
+            let to = self.path(&configuration::file(to));
             fs::copy(&from, &to)
                 .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
         }
@@ -250,15 +252,15 @@ impl ClusterNode {
 
     fn containerd(&self) -> Result<Command> {
         let mut command = self.enter_command(self.tools.containerd())?;
-        command.args(["--config", &in_configuration("containerd.toml")]);
+        command.args(["--config", &configuration::file("containerd.toml")]);
         Ok(command)
     }
 
     fn kubelet(&self) -> Result<Command> {
         let mut command = self.enter_command(self.tools.kubernetes("kubelet"))?;
         let [v4, v6] = self.addresses();
-        command.arg(format!("--config={}", in_configuration("kubelet.json")));
-        command.arg(format!("--kubeconfig={}", in_configuration("kubelet.kubeconfig")));
+        command.arg(format!("--config={}", configuration::file("kubelet.json")));
+        command.arg(format!("--kubeconfig={}", configuration::file("kubelet.kubeconfig")));
         command.arg(format!("--hostname-override={}", self.unique_name()));
         command.arg(format!("--node-ip={v4},{v6}"));
         Ok(command)
@@ -266,7 +268,7 @@ impl ClusterNode {
 
     fn kube_proxy(&self) -> Result<Command> {
         let mut command = self.enter_command(self.tools.kubernetes("kube-proxy"))?;
-        command.arg(format!("--kubeconfig={}", in_configuration("kube-proxy.kubeconfig")));
+        command.arg(format!("--kubeconfig={}", configuration::file("kube-proxy.kubeconfig")));
         command.arg(format!("--hostname-override={}", self.unique_name()));
         command.arg(format!("--cluster-cidr={}", PODS.join(",")));
         // The number of tracked connections is the machine's, and not for a node to set.
@@ -291,67 +293,6 @@ impl ClusterNode {
         let path = self.path(path);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
-
-    fn cni_configuration(&self) -> String {
-        let ranges: Vec<_> = self.addresses.pods().iter().map(|range| json!([{"subnet": range}])).collect();
-        let list = json!({
-            "cniVersion": "1.0.0",
-            "name": self.unique_name(),
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": "cni0",
-                    "isGateway": true,
-                    "hairpinMode": true,
-                    "ipam": {
-                        "type": "host-local",
-                        "ranges": ranges,
-                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                    },
-                },
-                {"type": "portmap", "capabilities": {"portMappings": true}},
-            ],
-        });
-        format!("{list:#}\n")
-    }
-
-    fn kubelet_configuration(&self) -> String {
-        let configuration = json!({
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-            "authentication": {
-                "anonymous": {"enabled": false},
-                "webhook": {"enabled": true},
-                "x509": {"clientCAFile": in_configuration("ca.crt")},
-            },
-            "authorization": {"mode": "Webhook"},
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": format!("/{}", self.unique_name()),
-            "enforceNodeAllocatable": [],
-            "failCgroupV1": false,
-            "failSwapOn": false,
-            // It cannot tell how full a file system in memory is.
-            "localStorageCapacityIsolation": false,
-            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-            // Nothing could fetch an image again.
-            "imageGCHighThresholdPercent": 100,
-            "imageGCLowThresholdPercent": 99,
-            // The default is in a folder of the machine's.
-            "volumePluginDir": "/var/lib/kubelet/plugins",
-            "oomScoreAdj": 0,
-            "resolvConf": "",
-            "clusterDomain": "cluster.local",
-            "clusterDNS": [CONTROL.to_string()],
-            "registerNode": true,
-            "serverTLSBootstrap": false,
-        });
-        format!("{configuration:#}\n")
-    }
-
-    fn containerd_configuration(&self) -> String {
-        CONTAINERD.replace("RUNC", &self.tools.runc().display().to_string())
-    }
 }
 
 /// The nodes of these names, numbered in their order.
@@ -359,21 +300,11 @@ pub(crate) fn number(place: &Place, tools: &Tools, names: &[String]) -> Vec<Clus
     names.iter().zip(1..).map(|(name, number)| ClusterNode::new(place, tools, name, number)).collect()
 }
 
-/// A file of the node's configuration, as the node sees it.
-fn in_configuration(file: &str) -> String {
-    format!("{CONFIGURATION}/{file}")
-}
-
-/// Where the node sees its configuration.
-const CONFIGURATION: &str = "/run/kubernetes";
-
 /// Where they answer on the node itself, by default.
 const KUBELET_HEALTH: u16 = 10248;
 const KUBE_PROXY_HEALTH: u16 = 10256;
 
 const MOUNTS: &str = include_str!("node.sh");
-
-const CONTAINERD: &str = include_str!("containerd.toml");
 
 /// How long a node may take from the start of its kubelet until it is ready.
 const READY: Duration = Duration::from_secs(120);

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use lab::{Cluster, PATIENCE, cluster::images, try_eventually};
+use lab::{Cluster, cluster::images};
 
 /// The suite's cluster.
 pub(crate) fn cluster() -> &'static Cluster {
@@ -18,7 +18,7 @@ pub(crate) fn web() -> &'static [String] {
     WEB.get_or_init(|| {
         let cluster = cluster();
         cluster.apply(&WEB_OBJECTS.replace("IMAGE", images::TOOLS)).unwrap();
-        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"], "").unwrap();
+        cluster.wait_for("deployment/web", "jsonpath={.status.readyReplicas}=4").unwrap();
         let listed = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"], "").unwrap();
         let names: Vec<_> = listed.lines().map(str::to_owned).collect();
         assert_eq!(names.len(), 4, "{listed}");
@@ -32,19 +32,18 @@ pub(crate) fn idle_pod(cluster: &Cluster, name: &str, node: &str) {
     cluster
         .apply(&format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  \
-             terminationGracePeriodSeconds: 0\n  dnsPolicy: Default\n  containers:\n  - name: main\n    \
+             terminationGracePeriodSeconds: 0\n  containers:\n  - name: main\n    \
              image: {}\n    imagePullPolicy: Never\n    command: [sleep, infinity]\n",
             images::TOOLS
         ))
         .unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"], "").unwrap();
+    cluster.wait_for(&format!("pod/{name}"), "condition=Ready").unwrap();
 }
 
 /// Waits until a node is ready, as the API server sees it.
 pub(crate) fn wait_ready(cluster: &Cluster, node: &str) {
     let name = format!("node/{}", cluster.node(node).unique_name());
-    let args = ["wait", "--for=condition=Ready", &name, "--timeout=60s"];
-    try_eventually(PATIENCE, || cluster.kubectl(&args, "")).unwrap();
+    cluster.wait_for(&name, "condition=Ready").unwrap();
 }
 
 const WEB_OBJECTS: &str = "
