@@ -17,7 +17,16 @@ use super::Error;
 const DIRECTORY: &str = "/run/culvert";
 
 /// How the files of a node's agent are called there, besides the lock.
-const FILES: &[&str] = &[".sock", "-cni.sock", "-cni.json", "-attachments.json", "-kubeconfig"];
+const FILES: &[&str] = &[
+    ".sock",
+    "-cni.sock",
+    "-cni.json",
+    "-cni.json.new",
+    "-attachments.json",
+    "-attachments.json.new",
+    "-kubeconfig",
+    "-kubeconfig.new",
+];
 
 /// Returns the names of the nodes that have a lock file.
 pub(super) fn nodes() -> impl Iterator<Item = String> {

@@ -6,9 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,7 +16,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::PodName;
-use crate::mesh::{Enrollment, NotEnrolled, Snapshot};
+use crate::{
+    mesh::{Enrollment, NotEnrolled, Snapshot},
+    sandbox::write_private,
+};
 
 /// How often the file is written at most.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -74,11 +75,7 @@ impl Saved {
     }
 
     fn write(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&temporary, path)
+        write_private(path, &serde_json::to_vec(self)?)
     }
 
     /// Keeps the file up to date, for as long as the agent lives. The file stays when it ends.

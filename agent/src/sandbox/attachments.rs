@@ -1,16 +1,14 @@
 //! What the container runtime said of the pods' network namespaces, by CNI ADD and DEL.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::TooMany;
+use super::{TooMany, file::write_private};
 use crate::mesh::Workload;
 
 /// More than any node has pods (the agent enrols 1,024): beyond, the runtime forgets to send DEL.
@@ -54,11 +52,7 @@ impl Attachments {
 
     /// Writes the file anew, whole or not at all.
     pub(super) fn save(&self, path: &Path) -> io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&temporary, path)
+        write_private(path, &serde_json::to_vec(self)?)
     }
 
     pub(super) fn add(&mut self, attachment: Attachment) -> Result<(), TooMany> {

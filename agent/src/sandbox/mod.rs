@@ -14,6 +14,7 @@
 
 mod attachments;
 mod cgroups;
+mod file;
 mod process;
 mod survey;
 mod watch;
@@ -32,6 +33,7 @@ use tokio::sync::Notify;
 
 pub use attachments::Attachment;
 pub use cgroups::is_kubepods;
+pub use file::write_private;
 
 use crate::mesh::Workload;
 use attachments::Attachments;
@@ -239,7 +241,7 @@ impl Sandboxes {
     fn find_process(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
         let (proc, cgroups) = (&self.shared.config.proc, &self.shared.view);
         let mut survey = lock(&self.shared.survey);
-        if !survey.as_ref().is_some_and(|(taken, _)| taken.elapsed() < FRESH) {
+        if survey.as_ref().is_none_or(|(taken, _)| taken.elapsed() >= FRESH) {
             let taken = Survey::take(proc, cgroups);
             let taken = taken.map_err(|source| NotFound::Proc { path: proc.clone(), source })?;
             *survey = Some((Instant::now(), taken));

@@ -62,7 +62,7 @@ const MACHINES: &[&str] = &[
 impl Survey {
     /// Looks at every process that the host's proc file system shows.
     pub(super) fn take(proc: &Path, cgroups: &View) -> io::Result<Self> {
-        Ok(Self::of(list(proc, cgroups)?))
+        Ok(Self::of(&list(proc, cgroups)?))
     }
 
     /// Returns what is most likely the sandbox of a pod.
@@ -71,7 +71,7 @@ impl Survey {
     }
 
     /// Picks the oldest init of each pod, of all processes in pods' containers with their parents.
-    fn of(processes: HashMap<u32, (Candidate, u32)>) -> Self {
+    fn of(processes: &HashMap<u32, (Candidate, u32)>) -> Self {
         let mut oldest: HashMap<String, Candidate> = HashMap::new();
         for (candidate, parent) in processes.values() {
             let uid = &candidate.cgroup.uid;
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn check(processes: &[(u32, (Candidate, u32))], expected: Option<u32>) {
-        let survey = Survey::of(processes.iter().cloned().collect());
+        let survey = Survey::of(&processes.iter().cloned().collect());
         assert_eq!(survey.sandbox("one").map(|found| found.pid), expected, "{processes:?}");
     }
 

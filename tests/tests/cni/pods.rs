@@ -89,6 +89,7 @@ fn a_pod_that_cannot_be_enrolled_does_not_start_and_its_event_says_why() {
     let world = World::new();
     let mut pod = world.manifest("default", "web", Some("enabled"));
     pod.netns = Some("/run/netns/no-such-namespace".into());
+    pod.addresses = vec!["10.1.200.250".parse().unwrap()];
     world.apply(&pod);
     eventually(PATIENCE, || world.readiness().contains("no-such-namespace"));
     let refused = world.node.sandbox("web", &pod).add().unwrap_err();

@@ -2,16 +2,16 @@
 //! CNI plugins have one.
 
 use std::{
-    env, fs,
-    io::{self, Write as _},
+    env, fs, io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::json;
+
+use crate::sandbox::write_private;
 
 /// Where the kubelet keeps a pod's service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -82,12 +82,5 @@ fn make(account: &Path) -> Result<String, Error> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
-    let write = || -> io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file =
-            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| Error::File { path: path.to_owned(), source })
+    write_private(path, text.as_bytes()).map_err(|source| Error::File { path: path.to_owned(), source })
 }
