@@ -122,6 +122,8 @@ impl Shop {
         cluster
             .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  {label}\n"))
             .unwrap();
+        // Pods are refused until there is an account for them.
+        shop.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]);
         let first = cluster.node("node-a").unique_name();
         shop.apply(
             &OBJECTS
@@ -256,8 +258,8 @@ spec:
         image: IMAGE
         imagePullPolicy: Never
         ports: [{containerPort: 8080, name: http}]
-        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, failureThreshold: 1}
-        livenessProbe: {tcpSocket: {port: http}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /, port: http}, periodSeconds: 1, timeoutSeconds: 5}
+        livenessProbe: {tcpSocket: {port: http}, periodSeconds: 1, timeoutSeconds: 5}
         # A pod's end takes a moment to be known everywhere, in any cluster.
         lifecycle: {preStop: {sleep: {seconds: 3}}}
 ---
