@@ -118,7 +118,8 @@ fn a_pods_first_request_is_in_the_mesh() {
     for name in ["one", "two", "three"] {
         shop.apply(&FIRST.replace("NAME", name).replace("IMAGE", images::TOOLS).replace("NODE", &node));
         let said = eventually(PATIENCE, || {
-            let said = cluster.kubectl(&["-n", "first", "logs", name], "").map_err(|error| error.to_string())?;
+            let said =
+                cluster.kubectl(&["-n", "first", "logs", name], "").map_err(|error| error.to_string())?;
             said.contains("done").then_some(said.clone()).ok_or(said)
         });
         assert!(said.contains("greets"), "{said}");

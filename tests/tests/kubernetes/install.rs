@@ -31,7 +31,8 @@ fn it_is_upgraded_and_removed_and_a_node_is_as_it_was() {
     shop.kubectl(&["label", "namespace", "removed", "culvert.dev/mesh-"]);
     shop.wait_enrolled(false);
     helm(cluster, &["uninstall", "culvert", "--namespace", ROOT]);
-    let agents = ["-n", ROOT, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=culvert", "--timeout=90s"];
+    let agents =
+        ["-n", ROOT, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=culvert", "--timeout=90s"];
     cluster.kubectl(&agents, "").unwrap();
     let cleanup = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cleanup.yaml");
     cluster.kubectl(&["apply", "-f", cleanup], "").unwrap();

@@ -11,8 +11,17 @@ fn rights(cluster: &Cluster, account: &str, namespace: &str) -> Vec<String> {
     let review = serde_json::json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace},
     });
-    let args = ["create", "-f", "-", "-o", "json", "--as", &user, "--as-group=system:serviceaccounts",
-        "--as-group=system:authenticated"];
+    let args = [
+        "create",
+        "-f",
+        "-",
+        "-o",
+        "json",
+        "--as",
+        &user,
+        "--as-group=system:serviceaccounts",
+        "--as-group=system:authenticated",
+    ];
     let said = cluster.kubectl(&args, &review.to_string()).unwrap();
     let said: Value = serde_json::from_str(&said).unwrap();
     let words = |value: &Value| -> Vec<String> {

@@ -123,7 +123,9 @@ impl Shop {
             .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  {label}\n"))
             .unwrap();
         let first = cluster.node("node-a").unique_name();
-        shop.apply(&OBJECTS.replace("IMAGE", images::TOOLS).replace("FIRST", &first).replace("MARKER", MARKER));
+        shop.apply(
+            &OBJECTS.replace("IMAGE", images::TOOLS).replace("FIRST", &first).replace("MARKER", MARKER),
+        );
         rolled_out(cluster, namespace, "deployment/web");
         shop.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
         if enrolled {
@@ -171,7 +173,9 @@ impl Shop {
             said.split(' ').next().and_then(|number| number.parse::<usize>().ok()).ok_or(said)
         };
         let before = eventually(PATIENCE, count);
-        eventually(PATIENCE, || (count()? >= before + more).then_some(()).ok_or_else(|| "still waits".to_owned()));
+        eventually(PATIENCE, || {
+            (count()? >= before + more).then_some(()).ok_or_else(|| "still waits".to_owned())
+        });
     }
 
     /// Asserts that each of the client's requests was answered with success, since it began.
@@ -196,7 +200,9 @@ impl Shop {
         agent_log(self.cluster, self.cluster.node("node-a"))
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|line| line["direction"] == "outbound" && line["src.namespace"] == self.namespace.as_str())
+            .filter(|line| {
+                line["direction"] == "outbound" && line["src.namespace"] == self.namespace.as_str()
+            })
             .collect()
     }
 }
