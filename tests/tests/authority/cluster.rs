@@ -254,11 +254,8 @@ fn two_servers_make_one_authority_and_keep_its_roots_where_agents_find_them() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
     let both = first + &read("root.pem");
-    let data = [
-        ("tls.crt", read("intermediate.pem")),
-        ("tls.key", read("intermediate.key")),
-        ("ca.crt", both),
-    ];
+    let data =
+        [("tls.crt", read("intermediate.pem")), ("tls.key", read("intermediate.key")), ("ca.crt", both)];
     let data: serde_json::Map<String, serde_json::Value> =
         data.into_iter().map(|(name, part)| (name.to_owned(), part.into())).collect();
     let patch = serde_json::json!({ "stringData": data }).to_string();
