@@ -52,7 +52,7 @@ impl World {
         }
         cluster.apply(&objects).unwrap();
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/culvert");
-        let mut helm = cluster.helm_command().unwrap();
+        let mut helm = cluster.helm_command();
         helm.args(["template", "culvert"]).arg(chart);
         helm.args([
             "--namespace",
@@ -90,7 +90,7 @@ impl World {
     fn start(&mut self) {
         let port = 15100 + u16::try_from(self.servers.len()).unwrap() * 2;
         let log = self.directory.path().join(format!("server-{port}"));
-        let netns = self.cluster.control_netns().unwrap();
+        let netns = self.cluster.control_netns();
         let mut command: Command = netns.command(culvert().unwrap().to_str().unwrap());
         command.args(["ca", "serve", "--kube", "--dns-name", "localhost", "--audience", AUDIENCE]);
         command.args(["--agent-service-account", &format!("{NAMESPACE}/culvert"), "--log-format", "json"]);
@@ -152,7 +152,7 @@ impl World {
             Ok(Svid::new(&identity, &key, issued, agent.trust()).expect("what the server gives out is good"))
         };
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        self.cluster.control_netns().unwrap().run(|| runtime().block_on(asking))
+        self.cluster.control_netns().run(|| runtime().block_on(asking))
     }
 
     /// What a server answers to somebody whom it refuses, its code first.
@@ -253,12 +253,9 @@ fn two_servers_make_one_authority_and_keep_its_roots_where_agents_find_them() {
     let made = Command::new(culvert().unwrap()).args(["ca", "init"]).arg(&directory).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
-    let both = first.clone() + &read("root.pem");
-    let data = [
-        ("tls.crt", read("intermediate.pem")),
-        ("tls.key", read("intermediate.key")),
-        ("ca.crt", both.clone()),
-    ];
+    let both = first + &read("root.pem");
+    let data =
+        [("tls.crt", read("intermediate.pem")), ("tls.key", read("intermediate.key")), ("ca.crt", both)];
     let data: serde_json::Map<String, serde_json::Value> =
         data.into_iter().map(|(name, part)| (name.to_owned(), part.into())).collect();
     let patch = serde_json::json!({ "stringData": data }).to_string();
