@@ -53,6 +53,19 @@ fn a_service_answers_from_every_pod_over_both_families() {
 }
 
 #[test]
+fn a_pod_finds_a_service_by_its_name() {
+    let (cluster, _) = (cluster(), web());
+    idle_pod(cluster, "resolves", "node-a");
+    // The DNS hears of a service a moment after the API server.
+    eventually(PATIENCE, || {
+        exec(cluster, "resolves", "curl -sS -m 5 http://web/ || true").contains(" greets ")
+    });
+    let unknown = exec(cluster, "resolves", "getent hosts nobody.default.svc.cluster.local || echo unknown");
+    assert_eq!(unknown.trim(), "unknown");
+    cluster.kubectl(&["delete", "pod", "resolves"], "").unwrap();
+}
+
+#[test]
 fn exec_passes_on_input_output_and_exit_status() {
     let (cluster, pods) = (cluster(), web());
     let args = ["exec", "-i", &pods[0], "--", "bash", "-c", "cat; echo err >&2; exit 7"];

@@ -32,7 +32,7 @@ pub(crate) fn idle_pod(cluster: &Cluster, name: &str, node: &str) {
     cluster
         .apply(&format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  nodeName: {node}\n  \
-             terminationGracePeriodSeconds: 0\n  dnsPolicy: Default\n  containers:\n  - name: main\n    \
+             terminationGracePeriodSeconds: 0\n  containers:\n  - name: main\n    \
              image: {}\n    imagePullPolicy: Never\n    command: [sleep, infinity]\n",
             images::TOOLS
         ))
