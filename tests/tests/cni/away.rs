@@ -61,7 +61,7 @@ fn an_agent_that_drains_is_away_and_its_plugin_stays() {
     // cnitool asks the plugins for their status from version 1.1 on; this chain is of 1.0.
     succeeds(&status);
     assert!(!text(&status).contains("error"), "{}", text(&status));
-    let mut unknown = enrolled.clone();
+    let mut unknown = enrolled;
     unknown.uid = "1-2-3".to_owned();
     let refused = world.node.sandbox("unknown", &unknown).add().unwrap_err();
     assert!(refused.contains("cannot be read"), "{refused}");
