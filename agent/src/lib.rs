@@ -28,7 +28,7 @@ mod succession;
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -64,6 +64,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let pool = Pool::new(hbone::PoolConfig::default());
     pool.handshakes().register(&mut registry);
 
+    // clap's `requires` takes a flag that is not given for one that is.
+    ensure!(args.kube || args.kubeconfig.is_none(), "--kubeconfig is for --kube, which was not given");
     let api_server = match args.kube {
         true => Some(apiserver::connect(args.kubeconfig.as_deref()).await.context("--kube")?),
         false => None,

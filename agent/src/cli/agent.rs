@@ -36,7 +36,7 @@ pub struct AgentArgs {
     pub kube: bool,
 
     /// How the API server is reached [default: by the service account of the pod that the agent runs in].
-    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE", requires = "kube")]
+    #[arg(long, env = "CULVERT_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
     /// How long a workload's certificate is valid; it is renewed at half of that.

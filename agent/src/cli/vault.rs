@@ -138,6 +138,13 @@ mod tests {
         );
         check("--vault-address http://v --vault-role a --vault-token /t", Some("plaintext"));
         check("--vault-address https://v --vault-role ../a --vault-token /t", Some("not a name in Vault"));
-        check("", Some("--vault-address"));
+    }
+
+    /// Not clap's to check: `culvert ca serve --kube` needs none.
+    #[test]
+    fn an_agent_without_an_authority_is_told_which_there_are() {
+        let nothing = Cli::try_parse_from(["culvert"]).unwrap().authority;
+        let error = nothing.open(std::time::Duration::from_secs(3600)).err().unwrap();
+        assert!(error.to_string().contains("--vault-address"), "{error}");
     }
 }

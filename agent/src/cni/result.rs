@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_no_result_is_refused() {
-        check("[]", Err("invalid length"));
+        check("7", Err("invalid type"));
         check(r#"{"ips":[{"address":"ten"}]}"#, Err("\"ten\" is not an address"));
     }
 }
