@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lab::{
-    PATIENCE,
+    Cluster, PATIENCE,
     cluster::{ControlPlane, NodeDaemon, images},
     eventually,
 };
@@ -13,14 +13,34 @@ use crate::world::{ROOT, Shop, agent_pod, alone, is_enrolled, rolled_out};
 /// The kubelet makes a sandbox anew after ten seconds and more.
 const AGAIN: Duration = Duration::from_secs(90);
 
+/// While this lives no node has an agent: the DaemonSet's pods fit nowhere.
+struct Nowhere(&'static Cluster);
+
+impl Nowhere {
+    fn send(cluster: &'static Cluster) -> Self {
+        let selector =
+            r#"{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"nowhere"}}}}}"#;
+        cluster.kubectl(&["-n", ROOT, "patch", "daemonset", "culvert", "-p", selector], "").unwrap();
+        Self(cluster)
+    }
+}
+
+impl Drop for Nowhere {
+    fn drop(&mut self) {
+        let back = r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]"#;
+        let args = ["-n", ROOT, "patch", "daemonset", "culvert", "--type=json", "-p", back];
+        if let Err(error) = self.0.kubectl(&args, "") {
+            println!("the agents stay away: {error:#}");
+        }
+    }
+}
+
 #[test]
 fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
     let (cluster, _alone) = alone();
     let shop = Shop::open(cluster, "away", true);
     let node = cluster.node("node-b");
-    // Nobody brings it back meanwhile: no node fits.
-    let nowhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"nowhere"}}}}}"#;
-    cluster.kubectl(&["-n", ROOT, "patch", "daemonset", "culvert", "-p", nowhere], "").unwrap();
+    let nowhere = Nowhere::send(cluster);
     if let Some(pod) = agent_pod(cluster, node) {
         let _ = cluster.kubectl(&["-n", ROOT, "delete", "pod", &pod, "--grace-period=0", "--force"], "");
     }
@@ -32,13 +52,22 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
         events.contains("FailedCreatePodSandBox").then_some(events.clone()).ok_or(events)
     });
     assert!(refused.contains("agent is away"), "it says why: {refused}");
-    // A pod that is to stay outside starts as ever.
-    let outside = POD.replace("name: early", "name: late, labels: {culvert.dev/mesh: disabled}");
-    shop.apply(&outside.replace("IMAGE", images::TOOLS).replace("NODE", &node.unique_name()));
-    shop.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"]);
-
-    let back = r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]"#;
-    cluster.kubectl(&["-n", ROOT, "patch", "daemonset", "culvert", "--type=json", "-p", back], "").unwrap();
+    // A pod of a namespace that is not in the mesh starts as ever.
+    let plain = [
+        "run",
+        "late",
+        "--image",
+        images::TOOLS,
+        "--image-pull-policy=Never",
+        "--command",
+        "--",
+        "sleep",
+        "1000",
+    ];
+    cluster.kubectl(&plain, "").unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"], "").unwrap();
+    cluster.kubectl(&["delete", "pod", "late", "--grace-period=0", "--force"], "").unwrap();
+    drop(nowhere);
     rolled_out(cluster, ROOT, "daemonset/culvert");
     eventually(AGAIN, || is_enrolled(&cluster.get(&["-n", "away", "pod", "early"]).unwrap()));
     eventually(PATIENCE, || shop.kubectl(&["logs", "early"]).contains("greets"));

@@ -136,6 +136,8 @@ impl Shop {
         if enrolled {
             shop.wait_enrolled(true);
         }
+        // Before there was anybody to answer it was refused.
+        shop.exec("client", ": > /tmp/answers");
         shop.wait_answers(5);
         shop
     }
@@ -187,6 +189,14 @@ impl Shop {
     pub(crate) fn assert_no_failure(&self) {
         let answers = self.answers();
         let failed: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("200 ")).collect();
+        if !failed.is_empty() {
+            for node in self.cluster.nodes() {
+                let log = agent_log(self.cluster, node);
+                let wrong = log.lines().filter(|line| !line.contains("\"result\":\"ok\""));
+                let last: Vec<_> = wrong.collect::<Vec<_>>().into_iter().rev().take(30).collect();
+                println!("--- {}, the last first:\n{}", node.name(), last.join("\n"));
+            }
+        }
         assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
     }
 

@@ -8,6 +8,7 @@ use kube::{
     Api, Client,
     runtime::{
         WatchStreamExt as _,
+        utils::Backoff,
         watcher::{Config, Event, watcher},
     },
 };
@@ -53,7 +54,7 @@ async fn follow(
     sender: &watch::Sender<Arc<Snapshot>>,
     listed: &watch::Sender<bool>,
 ) {
-    let mut events = pin!(watcher(Api::<Pod>::all(client), Config::default()).default_backoff());
+    let mut events = pin!(watcher(Api::<Pod>::all(client), Config::default()).backoff(Patience::default()));
     let mut index = Index::new("");
     // A new list takes the place of the old one when it is complete.
     let mut relisted = Index::new("");
@@ -108,6 +109,31 @@ fn apply(index: &mut Index, pod: Pod, settings: &Settings) -> bool {
         (Err(_), Err(_)) => false,
     }
 }
+
+/// How long a watch that failed waits before it is tried again. The library's own back-off, made for the thousands of a cluster,
+/// waits for up to half a minute after the API server is back; of these servers there are two, and without news of a pod they
+/// refuse it a certificate.
+#[derive(Debug, Default)]
+struct Patience(u32);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = SHORTEST.saturating_mul(1 << self.0.min(3));
+        self.0 = self.0.saturating_add(1);
+        Some(wait)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// The first wait; the longest is eight times as long.
+const SHORTEST: Duration = Duration::from_millis(250);
 
 /// How long changes are gathered before they are published.
 const GATHER: Duration = Duration::from_millis(20);
