@@ -5,7 +5,6 @@
 //! run alone.
 
 mod enrolment;
-mod failure;
 mod install;
 mod rights;
 mod update;

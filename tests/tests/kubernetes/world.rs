@@ -1,11 +1,6 @@
 //! The shared cluster with Culvert installed, and the namespaces of the tests in it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::PathBuf,
-    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use lab::{
     Cluster, PATIENCE,
@@ -39,40 +34,11 @@ fn installed() -> &'static Cluster {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     let cluster = Cluster::shared("labmesh");
     INSTALLED.get_or_init(|| {
-        BEFORE.get_or_init(|| traces(cluster));
         cluster.add_image(&images::tools().unwrap()).unwrap();
         cluster.add_image(&images::culvert(images::CULVERT, &culvert().unwrap()).unwrap()).unwrap();
         install(cluster);
     });
     cluster
-}
-
-static BEFORE: OnceLock<Traces> = OnceLock::new();
-
-/// What Culvert could leave on nodes, by path: the CNI's configuration, byte for byte, and its plugins; files of its own; pins.
-pub(crate) type Traces = BTreeMap<PathBuf, Vec<u8>>;
-
-/// What was on the nodes before Culvert was installed.
-pub(crate) fn before() -> &'static Traces {
-    BEFORE.get().expect("it is installed")
-}
-
-/// What is on the nodes.
-pub(crate) fn traces(cluster: &Cluster) -> Traces {
-    let mut found = Traces::new();
-    for node in cluster.nodes() {
-        for folder in [node.cni_conf_dir(), node.cni_bin_dir(), node.path("/run/culvert")] {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                // A socket has no content.
-                found.insert(entry.path(), fs::read(entry.path()).unwrap_or_default());
-            }
-        }
-        let pins = PathBuf::from("/sys/fs/bpf/culvert").join(node.unique_name());
-        if pins.exists() {
-            found.insert(pins, Vec::new());
-        }
-    }
-    found
 }
 
 /// Installs Culvert as docs/install.md says.
