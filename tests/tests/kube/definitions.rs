@@ -1,6 +1,6 @@
 //! The definitions of policies: ours at a real API server, and their absence.
 
-use lab::{PATIENCE, eventually};
+use lab::{Agent, PATIENCE, eventually};
 use serde_json::{Value, json};
 
 use crate::world::{World, definitions, readiness};
@@ -12,18 +12,25 @@ fn policy(version: &str, kind: &str, name: &str, spec: &Value) -> String {
     .to_string()
 }
 
+/// Waits until the detail of an agent's readiness is as wanted.
+fn eventually_says(agent: &Agent, wanted: impl Fn(&str) -> bool) {
+    eventually(PATIENCE, || {
+        let (_, body) = readiness(agent);
+        if wanted(&body) { Ok(()) } else { Err(body) }
+    });
+}
+
 #[test]
 fn policies_count_once_their_definitions_are_installed_without_a_restart() {
     let world = World::without_definitions();
     world.grant();
     let agent = world.ready_agent("node-a");
-    let (_, body) = readiness(&agent);
-    assert!(body.contains("does not know PeerAuthentication, AuthorizationPolicy"), "{body}");
+    // Each kind is asked for on its own: one may be known not to be there before the other.
+    eventually_says(&agent, |body| body.contains("does not know PeerAuthentication, AuthorizationPolicy"));
     world.install_definitions();
     world.server.apply(&policy("v1", "AuthorizationPolicy", "late", &json!({}))).unwrap();
     eventually(PATIENCE, || agent.get_private("/config_dump").unwrap().body.contains("shop/late"));
-    let (_, body) = readiness(&agent);
-    assert!(!body.contains("does not know"), "{body}");
+    eventually_says(&agent, |body| !body.contains("does not know"));
 }
 
 #[test]
