@@ -74,56 +74,25 @@ impl Credentials {
     }
 
     fn authority(&self) -> Result<()> {
-        self.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "3650",
-            "-subj",
-            "/CN=cluster-ca",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-        ])
-        .map(drop)
+        let usage = "keyUsage=critical,keyCertSign,cRLSign,digitalSignature";
+        self.sign(&["-subj", "/CN=cluster-ca", "-addext", usage, "-keyout", "ca.key", "-out", "ca.crt"])
     }
 
     fn certificate(&self, file: &str, subject: &str, usage: &str, names: Option<&str>) -> Result<()> {
         let (key, certificate) = (format!("{file}.key"), format!("{file}.crt"));
         let usage = format!("extendedKeyUsage={usage}");
         let names = names.map(|names| format!("subjectAltName={names}"));
-        let mut args = vec![
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "3650",
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-subj",
-            subject,
-            "-addext",
-            "basicConstraints=critical,CA:false",
-            "-addext",
-            &usage,
-        ];
+        let mut args = vec!["-CA", "ca.crt", "-CAkey", "ca.key", "-subj", subject];
+        args.extend(["-addext", "basicConstraints=critical,CA:false", "-addext", &usage]);
         args.extend(names.iter().flat_map(|names| ["-addext", names]));
         args.extend(["-keyout", &key, "-out", &certificate]);
-        self.openssl(&args).map(drop)
+        self.sign(&args)
+    }
+
+    /// Makes a key, and a certificate for it that lasts longer than any cluster; `args` say whose.
+    fn sign(&self, args: &[&str]) -> Result<()> {
+        let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        self.openssl(&[&new[..], &["-days", "3650"], args].concat()).map(drop)
     }
 
     /// Writes the file of tokens that the API server reads, and a kubeconfig for each user.

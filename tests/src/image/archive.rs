@@ -117,7 +117,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The name that Go has for this machine's processors, which images use.
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-pub use self::archive::Written;
+pub use self::archive::{Written, architecture};
 use self::layer::Entry;
 
 /// An image in the making.

@@ -186,6 +186,20 @@ impl Shop {
             })
             .collect()
     }
+
+    /// What the agents say of connections to this namespace that a policy denied, as the servers' nodes saw them.
+    pub(crate) fn denials(&self) -> Vec<Value> {
+        let logs = self.cluster.nodes().iter().map(|node| agent_log(self.cluster, node));
+        logs.flat_map(|log| {
+            log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<_>>()
+        })
+        .filter(|line: &Value| {
+            line["direction"] == "inbound"
+                && line["dst.namespace"] == self.namespace.as_str()
+                && line["result"] != "ok"
+        })
+        .collect()
+    }
 }
 
 impl Drop for Shop {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lab::image::architecture;
 
 use crate::{command, debian::Wanted, layout};
 
@@ -113,15 +114,6 @@ fn make_executable(folder: &Path) -> Result<()> {
             .with_context(|| format!("making {} executable", path.display()))?;
     }
     Ok(())
-}
-
-/// Go's name for this machine's processors.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 #[cfg(test)]
