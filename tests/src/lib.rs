@@ -46,6 +46,7 @@ mod registry;
 mod service;
 pub mod tcp;
 mod teardown;
+pub mod usage;
 mod wait;
 
 pub use self::{

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, ServiceBuilder, agent, certificate,
+    AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, Process, ServiceBuilder, agent,
+    certificate,
     files::Manifests,
     interrupt,
     ip::batch,
@@ -170,6 +172,12 @@ impl Mesh {
         let (file, log) =
             (self.shared.fresh_path("capture", "pcap"), self.shared.fresh_path("tcpdump", "log"));
         Capture::start(netns, interface, file, &log)
+    }
+
+    /// Starts a program that [`Node::command`] or [`Pod::command`](crate::Pod::command) began; it runs until it is dropped,
+    /// and its output goes to [`Process::logs`].
+    pub fn spawn(&self, command: &mut Command) -> Result<Process> {
+        Process::start(command, &self.shared.fresh_path("program", "log"), None)
     }
 
     fn label_namespace(&self, name: &str, value: Option<&str>) -> Result<()> {

@@ -16,7 +16,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::wait::{Condition, try_eventually};
+use crate::{
+    usage,
+    wait::{Condition, try_eventually},
+};
 
 /// A running program. Dropping it kills it.
 #[derive(Debug)]
@@ -124,33 +127,17 @@ impl Process {
 
     /// Its resident memory in bytes.
     pub fn rss(&self) -> u64 {
-        self.status_field("VmRSS:") * 1024
+        usage::rss(self.pid)
     }
 
     /// Its threads.
     pub fn threads(&self) -> u64 {
-        self.status_field("Threads:")
+        usage::threads(self.pid)
     }
 
     /// The processor time that it has used, in user space and in the kernel.
     pub fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
-        // Fields 14 and 15 of proc_pid_stat(5); the name in brackets before them may hold spaces.
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
-        let ticks: u64 = after_name
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        // USER_HZ is 100 on every architecture that Linux exports it for.
-        Duration::from_millis(ticks * 10)
-    }
-
-    fn status_field(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        line.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or_default()
+        usage::cpu_time(self.pid)
     }
 
     fn tail(&self) -> String {

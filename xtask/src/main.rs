@@ -4,6 +4,7 @@
 //! compile yet: on a bare machine it is what installs the tools to build them.
 
 mod alerts;
+mod bench;
 mod build;
 mod chart;
 mod cluster;
@@ -13,6 +14,7 @@ mod demo;
 mod image;
 mod layout;
 mod lint;
+mod report;
 mod setup;
 mod test;
 mod tidy;
@@ -43,6 +45,8 @@ enum Task {
     Demo(demo::Options),
     /// A Kubernetes cluster of two nodes on this machine: bring it up, look into it, take it down
     Cluster(cluster::Options),
+    /// Measure what the mesh costs beside plain TCP
+    Bench(bench::Options),
     /// Check the rules of the house: imports, module headers, leftovers
     Tidy,
     /// Check formatting, clippy, the alerts, dependencies' licences and advisories, and `tidy`
@@ -74,6 +78,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Chart(options) => chart::run(&options),
         Task::Demo(options) => demo::run(&options),
         Task::Cluster(options) => cluster::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Tidy => tidy::run(),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),

@@ -9,10 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use lab::{Agent, tcp};
 
-use super::{
-    report::{Report, bytes, row},
-    stage::{ECHO, Stage},
-};
+use super::stage::{ECHO, Stage};
+use crate::report::{Report, bytes, row};
 
 /// Enough for a steady median; a second in all.
 const ROUND_TRIPS: usize = 1000;

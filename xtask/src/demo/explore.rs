@@ -2,7 +2,8 @@
 
 use lab::{Agent, Pod};
 
-use super::{report::Report, stage::Stage};
+use super::stage::Stage;
+use crate::report::Report;
 
 /// Says that there is more.
 pub(super) fn hint(report: &mut Report) {

@@ -10,7 +10,6 @@
 
 mod cost;
 mod explore;
-mod report;
 mod stage;
 mod traffic;
 mod wire;
@@ -24,10 +23,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lab::Mesh;
 
-use self::{report::Report, stage::Stage};
+use self::stage::Stage;
 use crate::{
     command::{self, Root},
-    layout, setup,
+    layout,
+    report::Report,
+    setup,
 };
 
 /// What to show.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lab::{Agent, Mesh, Pod, Process, Service, tcp, try_eventually};
 
-use super::report::{Report, row};
+use crate::report::{Report, row};
 
 /// The namespace that is in the mesh, by its label.
 const SHOP: &str = "shop";

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AccessRecord, Agent, Captured, Pod, try_eventually};
 
 use super::{
-    report::{Report, bytes, row},
     stage::{ECHO, Stage},
     wire::BEFORE,
 };
+use crate::report::{Report, bytes, row};
 
 /// Requests to the service with two replicas: that one of them gets none has a chance of one in half a million.
 const REQUESTS: usize = 20;

@@ -4,11 +4,8 @@
 use anyhow::Result;
 use lab::Captured;
 
-use super::{
-    report::{Report, bytes},
-    stage::Stage,
-    traffic::Seen,
-};
+use super::{stage::Stage, traffic::Seen};
+use crate::report::{Report, bytes};
 
 /// The port of HBONE.
 const HBONE: u16 = 15008;

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 /// The report, printed as it grows.
-pub(super) struct Report {
+pub(crate) struct Report {
     colour: bool,
     failures: usize,
 }
@@ -18,37 +18,37 @@ enum Style {
 }
 
 impl Report {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // https://no-color.org: set and not empty.
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { colour: std::io::stdout().is_terminal() && !refused, failures: 0 }
     }
 
     /// How many checks failed.
-    pub(super) fn failures(&self) -> usize {
+    pub(crate) fn failures(&self) -> usize {
         self.failures
     }
 
-    pub(super) fn title(&self, text: &str) {
+    pub(crate) fn title(&self, text: &str) {
         println!("\n{}", self.paint(Style::Bold, text));
     }
 
-    pub(super) fn heading(&self, text: &str) {
+    pub(crate) fn heading(&self, text: &str) {
         println!("\n{}", self.paint(Style::Bold, text));
     }
 
     /// A line that explains.
-    pub(super) fn line(&self, text: &str) {
+    pub(crate) fn line(&self, text: &str) {
         println!("  {text}");
     }
 
     /// A line in the background.
-    pub(super) fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         println!("\n{}", self.paint(Style::Dim, text));
     }
 
     /// Says whether something that is claimed holds; the demo fails where it does not.
-    pub(super) fn check(&mut self, holds: bool, claim: &str) {
+    pub(crate) fn check(&mut self, holds: bool, claim: &str) {
         let mark = if holds {
             self.paint(Style::Green, "ok    ")
         } else {
@@ -59,7 +59,7 @@ impl Report {
     }
 
     /// Rows in columns, as wide as they must be; the first row is the head.
-    pub(super) fn table<const N: usize>(&self, rows: &[[String; N]]) {
+    pub(crate) fn table<const N: usize>(&self, rows: &[[String; N]]) {
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; N] = std::array::from_fn(width);
         for (number, row) in rows.iter().enumerate() {
@@ -85,12 +85,12 @@ impl Report {
 }
 
 /// A row of a table.
-pub(super) fn row<const N: usize>(cells: [&str; N]) -> [String; N] {
+pub(crate) fn row<const N: usize>(cells: [&str; N]) -> [String; N] {
     cells.map(str::to_owned)
 }
 
 /// Bytes for people: `812 B`, `1.4 kB`, `3.2 MB`.
-pub(super) fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     // Exact below 2^53, far above what a demo sends.
     let count_f = count as f64;
     match count {
