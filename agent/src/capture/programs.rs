@@ -84,6 +84,7 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&P
         |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
     let mptcp_sock = supported(BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+    sys::keep_heaps_short();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SLOT", &slot, true)

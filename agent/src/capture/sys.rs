@@ -36,6 +36,17 @@ pub(super) fn trim_heap() {
     }
 }
 
+/// Has the C library give back what is free at the end of any thread's heap. malloc_trim(3) does that for the first heap
+/// alone; of the others it is kept up to a threshold, which glibc raises to twice the largest block that was ever freed
+/// (mallopt(3)): the kernel's BTF has several MB.
+pub(super) fn keep_heaps_short() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and may be called by any thread at any time. 128 KiB is the threshold to begin with.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+    }
+}
+
 /// Opens what is pinned at a path.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
