@@ -152,10 +152,10 @@ impl Agent {
         &self.recipe.node
     }
 
-    /// Waits until `/healthz/ready` says so.
+    /// Waits until `/healthz/ready` says so. An agent may ask an API server again after half a minute only.
     pub fn wait_ready(&self) -> Result<()> {
         self.process()
-            .until(PATIENCE, || self.ready())
+            .until(3 * PATIENCE, || self.ready())
             .with_context(|| format!("{} is not ready", self.node()))
     }
 
@@ -188,7 +188,9 @@ impl Agent {
 
     /// Every connection that the agent has reported, restarts included.
     pub fn access_log(&self) -> Vec<AccessRecord> {
-        AccessRecord::parse(&fs::read_to_string(&self.recipe.files.access_log).unwrap_or_default())
+        AccessRecord::parse(&String::from_utf8_lossy(
+            &fs::read(&self.recipe.files.access_log).unwrap_or_default(),
+        ))
     }
 
     /// Its own log, restarts included.

@@ -1,21 +1,28 @@
 //! A capture of an interface by tcpdump, and what is looked for in it.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    net::{Ipv4Addr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::{
+    signal::Signal,
+    socket::{setsockopt, sockopt::BindToDevice},
+};
 
-use crate::{Flow, NetNs, PATIENCE, Process, pcap};
+use crate::{Flow, NetNs, PATIENCE, Process, pcap, wait::try_eventually};
 
 /// A capture that runs.
 #[must_use = "a capture is read by stopping it"]
 pub struct Capture {
     tcpdump: Process,
     file: PathBuf,
+    netns: NetNs,
+    interface: String,
 }
 
 /// A capture that was stopped: every packet, whole.
@@ -44,13 +51,13 @@ impl Capture {
         ]);
         let tcpdump = Process::start(command.arg(&file), log, None).context("package tcpdump")?;
         tcpdump.until(PATIENCE, || tcpdump.logs().contains("listening on"))?;
-        Ok(Self { tcpdump, file })
+        Ok(Self { tcpdump, file, netns: netns.clone(), interface: interface.to_owned() })
     }
 
     /// Ends the capture and reads it. A packet that was dropped is an error: nothing could be said of its absence.
     pub fn stop(self) -> Result<Captured> {
-        // tcpdump reads what the kernel has queued only until the signal: let what is under way arrive.
         self.settle();
+        self.flush().context("waiting until tcpdump has read what was captured")?;
         self.tcpdump.signal(Signal::SIGINT);
         self.tcpdump.wait(PATIENCE)?;
         let log = self.tcpdump.logs();
@@ -73,6 +80,32 @@ impl Capture {
             }
             last = now;
         }
+    }
+
+    /// Waits until tcpdump has written all that was captured before now. It reads what the kernel has queued only until the
+    /// signal, and may not have had its turn for a while: a packet of our own, which is last in the queue, says how far it is.
+    fn flush(&self) -> Result<()> {
+        let marker = fs::read_to_string("/proc/sys/kernel/random/uuid").context("a marker")?;
+        let from = fs::metadata(&self.file).map(|file| file.len()).unwrap_or_default();
+        try_eventually(PATIENCE, || {
+            self.send(marker.as_bytes())?;
+            let mut written = Vec::new();
+            let mut file = File::open(&self.file)?;
+            file.seek(SeekFrom::Start(from))?;
+            file.read_to_end(&mut written)?;
+            if find(&written, marker.as_bytes()) { Ok(()) } else { Err(io::Error::other("not yet")) }
+        })
+    }
+
+    /// Sends a datagram out of the interface, to all hosts on its link: nobody need be there, and none of them listens.
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.netns.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            setsockopt(&socket, BindToDevice, &self.interface.as_str().into())?;
+            socket.set_multicast_loop_v4(false)?;
+            // RFC 1112, and the discard service of RFC 863.
+            socket.send_to(bytes, (Ipv4Addr::new(224, 0, 0, 1), 9)).map(drop)
+        })
     }
 }
 

@@ -167,7 +167,7 @@ impl Mesh {
         self.capture(first.netns(), WIRE)
     }
 
-    /// Captures every packet of an interface, `any` for all, in a node's or a pod's namespace.
+    /// Captures every packet of an interface in a node's or a pod's namespace. It has an IPv4 address.
     pub fn capture(&self, netns: &NetNs, interface: &str) -> Result<Capture> {
         let (file, log) =
             (self.shared.fresh_path("capture", "pcap"), self.shared.fresh_path("tcpdump", "log"));

@@ -64,9 +64,12 @@ pub fn try_eventually<C: Condition>(
 ) -> Result<C::Value> {
     let start = Instant::now();
     loop {
+        // The last look begins when the time is over: one that took all of it itself, or a process that was stopped in the
+        // middle, says nothing of what holds now.
+        let is_last = start.elapsed() >= deadline;
         match condition().check() {
             Ok(value) => return Ok(value),
-            Err(last) if start.elapsed() >= deadline => {
+            Err(last) if is_last => {
                 bail!("the condition did not hold within {deadline:?}: {last}");
             }
             Err(_) => sleep(INTERVAL),
@@ -86,6 +89,16 @@ mod tests {
             (left == 0).then_some("done")
         });
         assert_eq!(value, "done");
+    }
+
+    #[test]
+    fn a_look_that_takes_all_the_time_is_not_the_last() {
+        let mut looks = 0;
+        eventually(Duration::from_millis(20), || {
+            looks += 1;
+            sleep(Duration::from_millis(40));
+            looks == 2
+        });
     }
 
     #[test]

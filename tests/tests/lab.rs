@@ -1,11 +1,11 @@
 //! The harness itself, without any agent: what a suite finds amiss later is then the agent's.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     net::IpAddr,
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -34,7 +34,7 @@ fn pods() -> Pods {
 
 fn ping(from: &Pod, to: IpAddr, size: usize) -> bool {
     let mut ping = from.command("ping");
-    ping.args(["-c2", "-i0.2", "-W1", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
+    ping.args(["-c2", "-i0.2", "-W10", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
     ping.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
 }
 
@@ -152,10 +152,10 @@ fn a_pod_that_vanished_does_not_answer_and_its_address_can_be_taken() {
 fn nobody_answers_for_a_service_without_an_agent() {
     let Pods { mesh, client, .. } = &pods();
     let service = mesh.service("web").select("app", "web").port(80, 8080).apply().unwrap();
-    let start = Instant::now();
-    assert!(client.connect(service.address(80)).is_err());
-    assert!(client.connect(service.address_v6(80)).is_err());
-    assert!(start.elapsed() < PATIENCE, "refused, not lost");
+    for target in [service.address(80), service.address_v6(80)] {
+        let error = client.connect(target).unwrap_err();
+        assert_ne!(error.kind(), ErrorKind::TimedOut, "refused, not lost");
+    }
 }
 
 #[test]
@@ -260,8 +260,12 @@ fn an_agent_is_started_killed_restarted_and_its_logs_are_kept() {
     let script = mesh.directory().join("agent");
     let text =
         "#!/bin/sh\necho started with \"$@\" >&2\necho '{\"direction\":\"inbound\"}'\nexec sleep 1000\n";
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    // By a process of its own: were the script open here, what another test starts meanwhile would have it open for writing for
+    // a moment too, and the kernel runs no such program (execve(2), ETXTBSY).
+    let source = mesh.directory().join("agent.source");
+    std::fs::write(&source, text).unwrap();
+    let installed = Command::new("install").args(["-m", "755"]).arg(&source).arg(&script).status().unwrap();
+    assert!(installed.success());
 
     let agent = mesh.agent("node-b").binary(&script).ca_dir("/nowhere").arg("--more").start().unwrap();
     let lines = || agent.access_log().len();
@@ -285,11 +289,14 @@ fn an_agent_is_started_killed_restarted_and_its_logs_are_kept() {
 #[test]
 fn making_a_pod_is_quick_enough_for_hundreds() {
     let mesh = Mesh::new().unwrap();
-    let start = Instant::now();
-    for number in 0..50 {
+    let took = (0..50).map(|number| {
+        let start = Instant::now();
         mesh.pod(&format!("p{number}")).start().unwrap();
-    }
-    // Some 10 ms each; the limit only notices a wait that does not belong here (duplicate address detection: 1 s).
-    println!("{:?} a pod", start.elapsed() / 50);
-    assert!(start.elapsed() < PATIENCE);
+        start.elapsed()
+    });
+    let took: Vec<_> = took.collect();
+    println!("{:?} a pod", took.iter().sum::<Duration>() / 50);
+    // Some 10 ms each; the limit only notices a wait that does not belong here (duplicate address detection: 1 s), which the
+    // quickest would have too.
+    assert!(*took.iter().min().unwrap() < Duration::from_secs(1), "{took:?}");
 }

@@ -74,16 +74,21 @@ fn a_killed_agent_leaves_no_way_in_and_a_restart_needs_nothing_of_the_pods() {
     tcp::ping(&mut outside, "before").unwrap();
     let mut inside = world.connected(8080);
 
-    let mut recoveries = Vec::new();
-    for _ in 0..3 {
+    let mut recoveries: Vec<Duration> = Vec::new();
+    // Three times, and on until one was quick, since the machine may be busy with something else.
+    let quick = |recoveries: &[Duration]| recoveries.iter().any(|took| *took < Duration::from_secs(1));
+    while recoveries.len() < 3 || !quick(&recoveries) && recoveries.len() < 10 {
         let capture = mesh.capture_wire().unwrap();
         a.kill9();
         assert_eq!(end_of(&mut inside), Err(ErrorKind::ConnectionReset));
         for family in [server.at_v4(8080), server.at_v6(8080)] {
-            let start = Instant::now();
-            let refused = client.connect(family).and_then(|mut stream| tcp::ping(&mut stream, MARKER));
-            assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
-            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+            // At once: before the kernel sends a lost SYN again. More than once, since the machine may be busy with something else.
+            eventually(PATIENCE, || {
+                let start = Instant::now();
+                let refused = client.connect(family).and_then(|mut stream| tcp::ping(&mut stream, MARKER));
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+                start.elapsed() < Duration::from_secs(1)
+            });
         }
         tcp::ping(&mut outside, MARKER).unwrap();
         tcp::exchange(client.connect(outsider.at(8080)).unwrap(), 1 << 20).unwrap();
@@ -103,8 +108,7 @@ fn a_killed_agent_leaves_no_way_in_and_a_restart_needs_nothing_of_the_pods() {
         recoveries.push(start.elapsed());
     }
     println!("a killed agent was back after {recoveries:?}");
-    // The quickest, since the machine may be busy with something else.
-    assert!(recoveries.iter().min().unwrap() < &Duration::from_secs(1), "{recoveries:?}");
+    assert!(quick(&recoveries), "{recoveries:?}");
     tcp::ping(&mut outside, "after").unwrap();
 }
 
@@ -379,6 +383,25 @@ fn tunnels_that_wait_in_a_queue_are_served_on_the_way_out() {
         request(stream).unwrap();
     }
     assert!(world.b.wait_end(Duration::from_secs(60)).unwrap().success());
+}
+
+/// The kernel gives up the verification of a program when a signal comes.
+#[test]
+fn an_agent_that_is_stopped_and_continued_while_it_starts_serves_all_the_same() {
+    let world = World::new(&[]);
+    let _echo = world.server.serve(8080, tcp::echo).unwrap();
+    drop(world.connected(8080));
+    // Not every stop meets a verification.
+    for _ in 0..4 {
+        world.a.restart().unwrap();
+        for _ in 0..25 {
+            world.a.signal(nix::sys::signal::Signal::SIGSTOP);
+            world.a.signal(nix::sys::signal::Signal::SIGCONT);
+            thread::sleep(Duration::from_millis(10));
+        }
+        world.a.wait_ready().unwrap();
+    }
+    drop(world.connected(8080));
 }
 
 #[test]

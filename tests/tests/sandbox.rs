@@ -4,8 +4,8 @@
 use std::{
     fs,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use lab::{Agent, Mesh, PATIENCE, Pod, Process, eventually, manifest::MESH_LABEL, tcp};
@@ -119,6 +119,13 @@ fn run_in(pod: &Pod, cgroup: &Path, line: &str) -> Process {
     process
 }
 
+/// Copies a program by a process of its own. Were the copy open here, what another test starts meanwhile would have it open
+/// for writing for a moment too, and the kernel runs no such program (execve(2), ETXTBSY).
+fn install(source: &Path, program: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).arg(source).arg(program).status().unwrap();
+    assert!(status.success());
+}
+
 const PAUSE: &str = "exec sleep 1000";
 
 /// What the pod's own process does that makes a namespace for itself, with the pod's own address in it.
@@ -133,8 +140,7 @@ fn unshare(pod: &Pod) -> String {
 fn wait_apart(process: &Process, pod: &Pod) {
     let net = format!("--net=/proc/{}/ns/net", process.pid());
     let held = || {
-        let output =
-            std::process::Command::new("nsenter").args([&net, "ip", "address", "show", "dev", "lo"]).output();
+        let output = Command::new("nsenter").args([&net, "ip", "address", "show", "dev", "lo"]).output();
         String::from_utf8_lossy(&output.unwrap().stdout).contains(&pod.ipv4().to_string())
     };
     eventually(PATIENCE, held);
@@ -212,8 +218,7 @@ fn a_pod_in_a_virtual_machine_or_without_the_pods_address_is_refused_with_the_re
     let world = World::new();
     let machine = world.pod("machine");
     let program = world.mesh.directory().join("qemu-system-x86_64");
-    fs::copy("/bin/sleep", &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    install(Path::new("/bin/sleep"), &program);
     let at = format!("kubepods/pod{}/kata_abc", machine.manifest().uid);
     let _qemu = run_in(&machine, &world.cgroups.make(&at), &format!("exec {} 1000", program.display()));
     eventually(PATIENCE, || {
@@ -250,8 +255,9 @@ fn an_agent_in_process_and_cgroup_namespaces_of_its_own_finds_pods_by_the_hosts_
         lab::culvert().unwrap().display(),
         host = host.display(),
     );
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let source = world.mesh.directory().join("contained.source");
+    fs::write(&source, text).unwrap();
+    install(&source, &script);
     let b = world.mesh.agent("node-b").binary(&script).arg("--host-proc").arg(&host).start().unwrap();
     b.wait_ready().unwrap();
     world.is_in_the_mesh(&pod);

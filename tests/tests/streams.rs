@@ -107,7 +107,11 @@ fn write_until_stalled(stream: &TcpStream) -> u64 {
     struct Counted<'a>(&'a TcpStream, u64);
     impl Write for Counted<'_> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let written = self.0.write(bytes)?;
+            // Twice: the time of the first may have gone by while the whole machine stood still.
+            let written = match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.0.write(bytes)?,
+                written => written?,
+            };
             self.1 += written as u64;
             Ok(written)
         }

@@ -80,8 +80,10 @@ struct Place {
 
 /// Parses the object and makes its maps, or opens those that are pinned; a pod's copy also the pod's map of handshakes.
 fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&Path>) -> Result<Ebpf, Error> {
-    let supported =
-        |helper| u32::from(is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or(false));
+    let supported = |helper| {
+        let answer = uninterrupted(|| is_helper_supported(ProgramType::CgroupSockAddr, helper));
+        u32::from(answer.unwrap_or(false))
+    };
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
     let mptcp_sock = supported(BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
     sys::keep_heaps_short();
@@ -106,13 +108,37 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&P
 }
 
 fn load_one(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
+    uninterrupted(|| match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
-    }
+    })
 }
+
+/// Loads again where a signal came in between: the verifier gives up then with EAGAIN (kernel/bpf/verifier.c, `do_check`), also
+/// where all that came was a stop and a continuation. libbpf does the same (tools/lib/bpf/bpf.c, `sys_bpf_prog_load`).
+fn uninterrupted<T>(mut load: impl FnMut() -> Result<T, ProgramError>) -> Result<T, ProgramError> {
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(error) if is_interruption(&error) => {}
+            done => return done,
+        }
+    }
+    load()
+}
+
+fn is_interruption(error: &ProgramError) -> bool {
+    let error = match error {
+        ProgramError::LoadError { io_error, .. } => io_error,
+        ProgramError::SyscallError(error) => &error.io_error,
+        _ => return false,
+    };
+    error.raw_os_error() == Some(libc::EAGAIN)
+}
+
+/// Far more than signals come while a program is verified, which takes some milliseconds.
+const ATTEMPTS: u32 = 50;
 
 /// Puts a program where the pinned link is, or makes and pins a link.
 fn place(

@@ -246,6 +246,13 @@ mod tests {
         text.trim().parse().map_err(|error| format!("{text:?}: {error}"))
     }
 
+    /// Writes a file whole: one that is written in place is read half as well, which is a failure of its own.
+    fn replace(path: &std::path::Path, text: &str) {
+        let new = path.with_extension("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
     async fn until(followed: &Followed<u32>, wanted: impl Fn(&Followed<u32>) -> bool) {
         tokio::time::timeout(Duration::from_secs(20), async {
             while !wanted(followed) {
@@ -265,12 +272,12 @@ mod tests {
         let followed = Followed::start("number", vec![path.clone()], move || number(&read)).unwrap();
         assert_eq!(*followed.get(), 1);
 
-        fs::write(&path, "none").unwrap();
+        replace(&path, "none");
         until(&followed, |followed| followed.state().borrow().error.is_some()).await;
         assert_eq!(*followed.get(), 1);
         assert_eq!(followed.state().borrow().failures, 1);
 
-        fs::write(&path, "2").unwrap();
+        replace(&path, "2");
         until(&followed, |followed| *followed.get() == 2).await;
         assert!(followed.state().borrow().error.is_none());
     }

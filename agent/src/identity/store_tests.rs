@@ -250,7 +250,7 @@ async fn no_certificate_at_all_is_rejected() {
 
 #[tokio::test]
 async fn certificate_is_renewed_before_it_expires() {
-    let store = store(&Scripted::new([Answer::Good(Duration::from_secs(4))]));
+    let store = store(&Scripted::new([Answer::Good(Duration::from_secs(16))]));
     let first = store.svid(&identity(WEB)).await.unwrap();
     assert!(store.snapshot()[0].renew_at.unwrap() < first.not_after());
     let renewed =

@@ -259,10 +259,10 @@ impl Cluster {
     /// Waits until an object is as `kubectl wait` says: `("pod/web", "condition=Ready")`.
     ///
     /// # Errors
-    /// Where it is not within a minute, with what Kubernetes says of it and of its events.
+    /// Where it is not within three minutes, with what Kubernetes says of it and of its events.
     pub fn wait_for(&self, object: &str, condition: &str) -> Result<()> {
         let condition = format!("--for={condition}");
-        self.kubectl(&["wait", &condition, object, "--timeout=60s"], "").map(drop).map_err(|error| {
+        self.kubectl(&["wait", &condition, object, "--timeout=180s"], "").map(drop).map_err(|error| {
             let described = self.kubectl(&["describe", object], "").unwrap_or_default();
             error.context(format!("{object} in {}:\n{described}", self.name()))
         })

@@ -82,5 +82,5 @@ fn wait_ready(place: &Place, site: &Site, nodes: &[ClusterNode]) -> Result<()> {
         node.wait_healthy(NodeDaemon::KubeProxy)?;
         node.wait_ready(site)?;
     }
-    kubectl::run(site, &["wait", "--for=create", "serviceaccount/default", "--timeout=60s"], "").map(drop)
+    kubectl::run(site, &["wait", "--for=create", "serviceaccount/default", "--timeout=180s"], "").map(drop)
 }

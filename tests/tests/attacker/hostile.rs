@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     thread,
+    time::{Duration, Instant},
 };
 
 use lab::{PATIENCE, Pod, Process, eventually, http};
@@ -93,7 +94,7 @@ fn http2_that_means_harm_harms_nobody_else() {
     for name in attacks {
         let process = attack(&world, &attacker, name, &[&application]);
         world.assert_well(&format!("{name} has begun"));
-        let status = process.wait(2 * PATIENCE).unwrap();
+        let status = process.wait(4 * PATIENCE).unwrap();
         assert!(status.success() && process.logs().contains(" bytes"), "{name}: {}", process.logs());
         world.assert_well(name);
     }
@@ -122,7 +123,7 @@ fn hostile_strings_stay_within_their_field_of_the_access_log() {
         "@:0",
     ];
     let process = attack(&world, &attacker, "requests", &authorities);
-    assert!(process.wait(PATIENCE).unwrap().success());
+    assert!(process.wait(2 * PATIENCE).unwrap().success());
     let log = eventually(PATIENCE, || {
         let log = world.b.access_log();
         log.iter()
@@ -130,8 +131,13 @@ fn hostile_strings_stay_within_their_field_of_the_access_log() {
             .then_some(log)
     });
     assert!(log.iter().all(|record| !record.is_ok()), "none of it became a connection: {log:?}");
+    // Whole lines alone: the last may be still under way.
     let raw = fs::read_to_string(world.mesh.directory().join("node-b.access.jsonl")).unwrap();
-    assert_eq!(raw.lines().count(), world.b.access_log().len(), "each line is one whole object");
+    let raw = &raw[..raw.rfind('\n').unwrap() + 1];
+    for line in raw.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        assert!(object.is_object(), "each line is one whole object: {line:?}");
+    }
     assert!(raw.bytes().all(|byte| byte == b'\n' || !byte.is_ascii_control()));
     world.assert_well("hostile strings");
 }
@@ -151,8 +157,18 @@ fn held_connections_do_not_keep_others_from_the_admin_address() {
             stream
         })
         .collect();
-    a.ready().unwrap();
-    a.metrics().unwrap();
+    // Sooner than those that are held end by themselves and make room, after ten seconds. More than once, since the machine may
+    // be busy with something else.
+    eventually(PATIENCE, || {
+        let start = Instant::now();
+        a.ready().unwrap();
+        a.metrics().unwrap();
+        let quick = start.elapsed() < Duration::from_secs(5);
+        if !quick {
+            held.extend((0..300).map(|_| node.connect(admin).unwrap()));
+        }
+        quick
+    });
     assert!(a.fd_count() < before + 150, "what is held is bounded");
     let private = http::get_unix(a.socket(), "/healthz/live").unwrap();
     assert_eq!(private.status, 200);

@@ -31,13 +31,9 @@ fn certs_shows_each_identity_once_with_its_root_and_its_renewal() {
     }
     assert_eq!(text.lines().filter(|line| line.starts_with("spiffe://")).count(), 2, "{text}");
     assert_eq!(text.matches("  ok  ").count(), 2, "{text}");
-    for wanted in [
-        "certificates signed by local ",
-        "expires in 23h 59m",
-        "renewed in 1",
-        "TRUSTED ROOT",
-        "INTERMEDIATE",
-    ] {
+    for wanted in
+        ["certificates signed by local ", "expires in 23h 5", "renewed in 1", "TRUSTED ROOT", "INTERMEDIATE"]
+    {
         assert!(text.contains(wanted), "{wanted:?} is not in\n{text}");
     }
 
@@ -142,9 +138,11 @@ fn a_file_that_cannot_be_used_is_counted_and_named_until_it_can() {
     assert_eq!(refused(), (0.0, 0.0));
     std::fs::write(&roots, "no certificate").unwrap();
     eventually(PATIENCE, || refused().0 >= 1.0);
-    assert!(refused().1 >= 1.0);
-    let text = certs(&agent, &[]);
-    assert!(text.contains("the newest content cannot be used"), "{text}");
+    eventually(PATIENCE, || refused().1 >= 1.0);
+    eventually(PATIENCE, || match certs(&agent, &[]) {
+        text if text.contains("the newest content cannot be used") => Ok(()),
+        text => Err(text),
+    });
     std::fs::write(&roots, good).unwrap();
     eventually(PATIENCE, || refused().0 == 0.0);
     assert!(refused().1 >= 1.0);

@@ -74,8 +74,15 @@ fn kill_half_way() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    eventually(PATIENCE, || {
-        Machine::look(NAME, &namespaces(NAME)).0.iter().any(|line| line.ends_with("containerd"))
+    eventually(3 * PATIENCE, || {
+        let machine = Machine::look(NAME, &namespaces(NAME));
+        // Of both nodes, which are made at once: a cgroup and a process each, besides etcd.
+        let begun = machine.count("process") >= 4 && machine.count("cgroup") >= 2;
+        if begun && machine.0.iter().any(|line| line.ends_with("containerd")) {
+            Ok(())
+        } else {
+            Err(format!("{machine:?}"))
+        }
     });
     victim.kill().unwrap();
     victim.wait().unwrap();

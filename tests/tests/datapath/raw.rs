@@ -13,6 +13,7 @@ use std::{
 
 use nix::{
     libc,
+    sched::{CloneFlags, clone},
     sys::{
         socket::{
             AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind as nix_bind,
@@ -20,7 +21,6 @@ use nix::{
         },
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, fork},
 };
 
 const IPPROTO_MPTCP: libc::c_int = 262;
@@ -51,24 +51,22 @@ pub(crate) fn bind(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
 /// Connects by a process of its own that is in a cgroup.
 pub(crate) fn connect_in_cgroup(cgroup: &Path, socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
     let (wait, go) = io::pipe()?;
-    // SAFETY: the child makes nothing but system calls.
-    match unsafe { fork() }? {
-        ForkResult::Child => {
-            let moved = nix::unistd::read(&wait, &mut [0]).map_err(io::Error::from);
-            let connected = moved.and_then(|_| connect(socket, to));
-            let code = connected.err().map_or(0, |error| error.raw_os_error().unwrap_or(255));
-            // SAFETY: takes a number.
-            unsafe { libc::_exit(code) }
-        }
-        ForkResult::Parent { child } => {
-            std::fs::write(cgroup.join("cgroup.procs"), child.to_string())?;
-            nix::unistd::write(&go, &[0])?;
-            match waitpid(child, None)? {
-                WaitStatus::Exited(_, 0) => Ok(()),
-                WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
-                status => panic!("the process in {} ended with {status:?}", cgroup.display()),
-            }
-        }
+    let child = || {
+        let moved = nix::unistd::read(&wait, &mut [0]).map_err(io::Error::from);
+        let connected = moved.and_then(|_| connect(socket, to));
+        connected.err().map_or(0, |error| error.raw_os_error().unwrap_or(255)) as isize
+    };
+    // It shares this process's descriptors. With copies of them, as after fork, it would keep open for a while what other tests
+    // close meanwhile: sockets that are to end, and the lock of an agent that starts again.
+    let (flags, mut stack) = (CloneFlags::CLONE_FILES, vec![0; 64 * 1024]);
+    // SAFETY: the child makes nothing but system calls, on a stack of its own, and ends.
+    let child = unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGCHLD)) }?;
+    std::fs::write(cgroup.join("cgroup.procs"), child.to_string())?;
+    nix::unistd::write(&go, &[0])?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, code) => Err(io::Error::from_raw_os_error(code)),
+        status => panic!("the process in {} ended with {status:?}", cgroup.display()),
     }
 }
 

@@ -27,8 +27,11 @@ fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() 
     world.server.stop();
     for agent in &agents {
         eventually(PATIENCE, || connected(agent) == 0.0);
-        eventually(PATIENCE, || readiness(agent).1.contains("the watch of Pod is lost"));
-        assert_eq!(readiness(agent).0, 200);
+        let status = eventually(PATIENCE, || {
+            let (status, body) = readiness(agent);
+            if body.contains("the watch of Pod is lost") { Ok(status) } else { Err(body) }
+        });
+        assert_eq!(status, 200);
     }
     assert!(talks());
 
@@ -41,7 +44,10 @@ fn a_lost_api_server_leaves_all_in_force_and_is_caught_up_with_without_a_flap() 
     world.wait_enrolled(&[&late]);
     tcp::ping(&mut standing, "after").unwrap();
     for agent in &agents {
-        assert!(!readiness(agent).1.contains("is lost"), "{}", readiness(agent).1);
+        eventually(PATIENCE, || match readiness(agent) {
+            (200, body) if !body.contains("is lost") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
         for flap in ["the pod leaves the mesh", "another network namespace", "another identity"] {
             assert!(!agent.logs().contains(flap), "{flap}: {}", agent.logs());
         }
@@ -53,7 +59,7 @@ fn pods_that_went_while_the_api_server_could_not_be_reached_go_by_the_new_list()
     let mut world = World::new();
     world.write_pod("gone", ("another-node", "/run/netns/nowhere"), "10.9.9.9");
     let agent = world.ready_agent("node-a");
-    assert_eq!(metric(&agent, "culvert_workloads"), 1.0);
+    eventually(PATIENCE, || metric(&agent, "culvert_workloads") == 1.0);
     world.server.stop();
     eventually(PATIENCE, || connected(&agent) == 0.0);
     world.server.start().unwrap();

@@ -67,8 +67,15 @@ impl World {
     /// Installs the definitions that the binary itself prints.
     pub(crate) fn install_definitions(&self) {
         self.server.apply(&definitions()).unwrap();
-        let wait = ["wait", "--for=condition=Established", "--timeout=30s", "crd", "--all"];
+        let wait = ["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"];
         self.server.kubectl(&wait, "").unwrap();
+        // What is established is served, and listed among what is served, a moment later.
+        for kind in ["authorizationpolicies", "peerauthentications"] {
+            for version in ["v1", "v1beta1"] {
+                let resource = format!("{kind}.{version}.security.istio.io");
+                eventually(PATIENCE, || self.server.kubectl(&["get", &resource, "-A"], ""));
+            }
+        }
     }
 
     /// An agent with the rights of its service account, and without manifests.

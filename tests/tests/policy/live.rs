@@ -46,7 +46,7 @@ fn inspected_plaintext_is_cut_when_its_permission_ends_and_another_goes_on() {
     assert_eq!(line.reason().as_deref(), Some("policy_revoked"), "{line:?}");
     assert_eq!(line.field("policy").as_deref(), Some("shop/stranger"), "{line:?}");
     assert_eq!(line.bytes_sent(), "hello".len() as u64);
-    assert_eq!(world.verdicts("shop/stranger", "deny", "enforced"), 1.0);
+    world.wait_verdicts("shop/stranger", "deny", "enforced", 1.0);
 }
 
 #[test]

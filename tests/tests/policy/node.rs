@@ -105,7 +105,8 @@ fn forward(node: &Node, from: SocketAddr, to: SocketAddr) {
         &["POSTROUTING", "-p", "tcp", "-d", &pod, "-j", "SNAT", "--to-source", &from],
     ];
     for rule in rules {
-        let status = node.command("iptables").args(["-t", "nat", "-A"]).args(rule).status();
+        // Its lock is the machine's: whoever has it is waited for.
+        let status = node.command("iptables").args(["-w", "-t", "nat", "-A"]).args(rule).status();
         assert!(status.expect("package iptables").success(), "{rule:?}");
     }
 }

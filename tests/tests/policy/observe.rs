@@ -26,7 +26,7 @@ fn a_denial_names_both_ends_and_what_did_not_match() {
     let error = line.field("error").unwrap_or_default();
     assert!(error.contains("shop/clients"), "{error}");
     assert!(error.contains("rules[0].from[0].source.principals"), "{error}");
-    assert_eq!(world.verdicts("none", "deny", "enforced"), 1.0);
+    world.wait_verdicts("none", "deny", "enforced", 1.0);
 
     // The other side is told no more than that.
     let line =
@@ -38,7 +38,7 @@ fn a_denial_names_both_ends_and_what_did_not_match() {
     let stream = open(&world.client, world.server.at(PORT));
     let line = world.line_from_closed(stream);
     assert_eq!(line.field("policy").as_deref(), Some("shop/clients"));
-    assert_eq!(world.verdicts("shop/clients", "allow", "enforced"), 1.0);
+    world.wait_verdicts("shop/clients", "allow", "enforced", 1.0);
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn a_policy_on_trial_is_counted_and_logged_and_not_enforced() {
         assert!(line.is_ok(), "{line:?}");
         assert_eq!(line.field("dry_run").as_deref(), Some("deny shop/trial"), "{line:?}");
     }
-    assert_eq!(world.verdicts("shop/trial", "deny", "dry_run"), 2.0);
-    assert_eq!(world.verdicts("none", "allow", "enforced"), 2.0);
+    world.wait_verdicts("shop/trial", "deny", "dry_run", 2.0);
+    world.wait_verdicts("none", "allow", "enforced", 2.0);
     // Control: the same in earnest.
     world.apply(&[deny("earnest", "[{}]")]);
     assert_eq!(refusal(&world.client, world.server.at(PORT)), ErrorKind::ConnectionReset);

@@ -72,8 +72,9 @@ fn addresses_decide_on_plaintext_and_tunnels_and_the_application_sees_the_real_c
     open(&world.stranger, world.server.at_v6(PORT));
     // Plaintext that was looked at is counted as what it is.
     let plaintext = [("reporter", "destination"), ("connection_security_policy", "none")];
-    let opened = world.b.metrics().unwrap().sum("istio_tcp_connections_opened_total", &plaintext);
-    assert_eq!(opened, 3.0);
+    eventually(PATIENCE, || {
+        world.b.metrics().unwrap().sum("istio_tcp_connections_opened_total", &plaintext) == 3.0
+    });
 }
 
 #[test]

@@ -101,10 +101,17 @@ impl World {
         lines.filter(|record| addresses.iter().any(|address| record.is_from(*address))).collect()
     }
 
-    /// How often a policy decided, by the server's agent.
-    pub(crate) fn verdicts(&self, policy: &str, verdict: &str, mode: &str) -> f64 {
+    /// Waits until a policy has decided so often, by the server's agent: what the kernel decides is counted when the agent reads
+    /// of it.
+    #[track_caller]
+    pub(crate) fn wait_verdicts(&self, policy: &str, verdict: &str, mode: &str, wanted: f64) {
         let labels = [("policy", policy), ("verdict", verdict), ("mode", mode)];
-        self.b.metrics().unwrap().sum("culvert_policy_verdicts_total", &labels)
+        eventually(PATIENCE, || {
+            match self.b.metrics().unwrap().sum("culvert_policy_verdicts_total", &labels) {
+                counted if counted == wanted => Ok(()),
+                counted => Err(format!("{policy}: {counted}, not {wanted}")),
+            }
+        });
     }
 }
 

@@ -115,6 +115,7 @@ fn root_that_is_removed_by_force_too_early_makes_connections_fail() {
         let connect = || tcp::exchange(client.connect(server.at(SHORT))?, 1);
         eventually(PATIENCE, || connect().is_err());
     }
+    traffic.wait_failure();
     let tally = traffic.stop();
     assert!(!tally.failures().is_empty(), "{tally}");
     let refused = |agent: &lab::Agent| {

@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::SocketAddr,
+    fmt, io,
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -25,8 +25,9 @@ const PACE: Duration = Duration::from_millis(10);
 pub(super) struct Traffic {
     over: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
     short: Vec<JoinHandle<Vec<String>>>,
-    long: Vec<JoinHandle<Vec<SocketAddr>>>,
+    long: Vec<JoinHandle<(Vec<SocketAddr>, Vec<String>)>>,
 }
 
 /// What became of the clients' connections.
@@ -39,14 +40,20 @@ pub(super) struct Tally {
 
 impl Traffic {
     pub(super) fn start(fleet: &Fleet) -> Self {
-        let mut traffic = Self { over: Arc::default(), made: Arc::default(), short: vec![], long: vec![] };
+        let mut traffic = Self {
+            over: Arc::default(),
+            made: Arc::default(),
+            failed: Arc::default(),
+            short: vec![],
+            long: vec![],
+        };
         for (client, server) in &fleet.pairs {
             for _ in 0..CLIENTS {
-                let (over, made) = (Arc::clone(&traffic.over), Arc::clone(&traffic.made));
-                let (client, target) = (client.clone(), server.at(SHORT));
+                let counts = [&traffic.made, &traffic.failed].map(Arc::clone);
+                let (client, target, over) = (client.clone(), server.at(SHORT), Arc::clone(&traffic.over));
                 traffic
                     .short
-                    .push(thread::spawn(move || connect_again_and_again(&client, target, &over, &made)));
+                    .push(thread::spawn(move || connect_again_and_again(&client, target, &over, &counts)));
             }
             let (client, target, over) = (client.clone(), server.at(LONG), Arc::clone(&traffic.over));
             traffic.long.push(thread::spawn(move || hold(&client, target, &over)));
@@ -61,11 +68,24 @@ impl Traffic {
         eventually(PATIENCE, || self.made.load(Ordering::SeqCst) > then + clients);
     }
 
+    /// Waits until a connection has failed.
+    pub(super) fn wait_failure(&self) {
+        eventually(PATIENCE, || self.failed.load(Ordering::SeqCst) > 0);
+    }
+
     pub(super) fn stop(self) -> Tally {
         self.over.store(true, Ordering::SeqCst);
-        let failures = self.short.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        let ended = self.long.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        Tally { made: self.made.load(Ordering::SeqCst), failures, ended }
+        let mut tally = Tally { made: 0, failures: Vec::new(), ended: Vec::new() };
+        for client in self.short {
+            tally.failures.extend(client.join().unwrap());
+        }
+        for client in self.long {
+            let (ended, failures) = client.join().unwrap();
+            tally.ended.extend(ended);
+            tally.failures.extend(failures);
+        }
+        tally.made = self.made.load(Ordering::SeqCst);
+        tally
     }
 }
 
@@ -73,15 +93,18 @@ fn connect_again_and_again(
     client: &Pod,
     target: SocketAddr,
     over: &AtomicBool,
-    made: &AtomicUsize,
+    [made, failed]: &[Arc<AtomicUsize>; 2],
 ) -> Vec<String> {
     let (start, mut failures) = (Instant::now(), Vec::new());
     client.run(|| {
         while !over.load(Ordering::SeqCst) {
-            let attempt = || tcp::exchange(std::net::TcpStream::connect_timeout(&target, PATIENCE)?, 4096);
+            let attempt = || tcp::exchange(TcpStream::connect_timeout(&target, PATIENCE)?, 4096);
             match attempt() {
                 Ok(()) => drop(made.fetch_add(1, Ordering::SeqCst)),
-                Err(error) => failures.push(format!("after {:?}: {error:#}", start.elapsed())),
+                Err(error) => {
+                    failed.fetch_add(1, Ordering::SeqCst);
+                    failures.push(format!("after {:?}: {error:#}", start.elapsed()));
+                }
             }
             thread::sleep(PACE);
         }
@@ -89,21 +112,40 @@ fn connect_again_and_again(
     failures
 }
 
-/// Holds a connection, uses it, and makes another when it has ended; returns the own ends of those that did.
-fn hold(client: &Pod, target: SocketAddr, over: &AtomicBool) -> Vec<SocketAddr> {
-    let mut ended = Vec::new();
+/// Holds a connection, uses it, and makes another when it has ended. Returns the own ends of those that did, and why those
+/// could not be made that could not.
+fn hold(client: &Pod, target: SocketAddr, over: &AtomicBool) -> (Vec<SocketAddr>, Vec<String>) {
+    let (mut ended, mut failures) = (Vec::new(), Vec::new());
     while !over.load(Ordering::SeqCst) {
-        let mut stream = client.connect(target).unwrap();
-        let own = stream.local_addr().unwrap();
-        while !over.load(Ordering::SeqCst) {
-            if tcp::ping(&mut stream, "still there?").is_err() {
-                ended.push(own);
-                break;
+        let mut stream = match client.connect(target) {
+            Ok(stream) => stream,
+            Err(error) => {
+                failures.push(format!("to be held: {error}"));
+                thread::sleep(PACE);
+                continue;
             }
+        };
+        let own = stream.local_addr().unwrap();
+        let mut lives = true;
+        while lives && !over.load(Ordering::SeqCst) {
+            lives = tcp::ping(&mut stream, "still there?").is_ok();
             thread::sleep(PACE);
         }
+        // In good order: one that is cut before its end is told so, as the agents are.
+        if !lives || end(stream).is_err() {
+            ended.push(own);
+        }
     }
-    ended
+    (ended, failures)
+}
+
+/// Ends a connection to an echo on both sides.
+fn end(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    match tcp::read(&mut stream, &mut [0])? {
+        0 => Ok(()),
+        _ => Err(io::Error::other("more came than was sent")),
+    }
 }
 
 impl Tally {
@@ -128,21 +170,23 @@ impl Tally {
             let failed: Vec<_> = records.iter().filter(|record| !record.is_ok()).collect();
             assert!(failed.is_empty(), "{direction}: {failed:?}");
         }
-        // Of the two agents, the one whose clock is first says why; the other sees its peer go.
-        let mut causes: BTreeMap<SocketAddr, Vec<String>> = BTreeMap::new();
-        for record in
-            [of("outbound", LONG), of("inbound", LONG)].concat().iter().filter(|record| !record.is_ok())
-        {
-            let error = record.field("error").unwrap_or_default();
-            causes.entry(record.source().unwrap()).or_default().push(error);
-        }
-        for (source, errors) in &causes {
-            let expired =
-                errors.iter().any(|error| error.contains("certificate that it was made with expired"));
-            assert!(expired, "{source}: {errors:?}");
-        }
+        // Of the two agents, the one whose clock is first says why; the other sees its peer go. Each writes its line when it has
+        // noticed.
         let ended: BTreeSet<_> = self.ended.iter().copied().collect();
-        assert_eq!(ended, causes.into_keys().collect(), "the clients and the agents agree");
+        eventually(PATIENCE, || {
+            let mut causes: BTreeMap<SocketAddr, Vec<String>> = BTreeMap::new();
+            let records = [of("outbound", LONG), of("inbound", LONG)].concat();
+            for record in records.iter().filter(|record| !record.is_ok()) {
+                let error = record.field("error").unwrap_or_default();
+                causes.entry(record.source().unwrap()).or_default().push(error);
+            }
+            let expired = |error: &String| error.contains("certificate that it was made with expired");
+            let explained = causes.values().all(|errors| errors.iter().any(expired));
+            if explained && causes.keys().eq(&ended) {
+                return Ok(());
+            }
+            Err(format!("the clients and the agents do not agree: {ended:?}, {causes:?}"))
+        });
     }
 }
 

@@ -114,9 +114,10 @@ async fn vault_that_is_gone_is_unreachable_until_it_is_back() {
     let address = vault.url();
     let config =
         config(&vault, VaultAuth::TokenFile(vault.write("kept", &std::fs::read_to_string(file).unwrap())));
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nobody = format!("https://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // Bound, so that nobody else gets the port, and not listening.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = format!("https://{}", silent.local_addr().unwrap());
     let ca = VaultCa::open(VaultConfig { address: nobody.parse().unwrap(), ..config }).unwrap();
     let error = svid(&ca).await.unwrap_err();
     assert!(

@@ -1,6 +1,9 @@
 //! The token: from a file that somebody replaces, or from logins with a Kubernetes service account.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use culvert::identity::{
     VaultCa,
@@ -69,9 +72,10 @@ async fn one_login_serves_many_certificates() {
 
 #[tokio::test]
 async fn login_is_repeated_before_its_lease_ends() {
-    let (vault, ca) = vault_and_login(Duration::from_secs(3));
+    // Repeated when half of it is over. Twice as long as any machine stands still, or a request would be refused after all.
+    let (vault, ca) = vault_and_login(Duration::from_secs(14));
     let asked = async {
-        while vault.count("auth/kubernetes/login") < 4 {
+        while vault.count("auth/kubernetes/login") < 3 {
             svid(&ca).await.unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -104,11 +108,14 @@ async fn policy_that_allows_nothing_is_no_reason_to_log_in_again_and_again() {
     vault.with(|state| {
         state.kubernetes.roles.get_mut("mesh").unwrap().updates = vec!["pki/sign/other".to_owned()];
     });
+    let begun = Instant::now();
     for _ in 0..20 {
         let error = svid(&ca).await.unwrap_err();
         assert!(error.contains(&format!("the capability update on {SIGN}")), "{error}");
     }
-    assert_eq!(vault.count("auth/kubernetes/login"), 1);
+    // A token of five seconds could be the reason: on a slow machine it is replaced, and no sooner.
+    let most = 1 + begun.elapsed().as_secs() as usize / 5;
+    assert!(vault.count("auth/kubernetes/login") <= most, "{} logins", vault.count("auth/kubernetes/login"));
 }
 
 #[tokio::test]

@@ -68,7 +68,12 @@ fn by_uring(target: SocketAddr) -> io::Result<TcpStream> {
     unsafe {
         ring.submission().push(&entry).map_err(io::Error::other)?;
     }
-    ring.submit_and_wait(1)?;
+    while let Err(error) = ring.submit_and_wait(1) {
+        // Also by a stop and a continuation.
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
     let result = ring.completion().next().map_or(-nix::libc::EIO, |completion| completion.result());
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
