@@ -437,7 +437,7 @@ impl Enroller {
         let enrolled = self.pods.values().map(|member| {
             let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
             let (terms, plaintext) = (member.pod.terms(), member.plaintext().cloned());
-            let netns = member.pod.capture().netns().inode().ok();
+            let netns = Some(member.pod.capture().netns().inode());
             PodStatus { terms, state: state.to_owned(), plaintext, netns }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {
