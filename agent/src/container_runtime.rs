@@ -14,7 +14,7 @@ use crate::{
     cni::{self, Saved, install},
     enroll::{PodStatus, Status},
     mesh::Snapshot,
-    run_file,
+    run_directory::RunFile,
     sandbox::{self, Sandboxes},
     shutdown::Shutdown,
     succession::until_handed_over,
@@ -47,13 +47,13 @@ impl ContainerRuntime {
         let sandboxes = Sandboxes::new(sandbox::Config {
             proc: args.host_proc.clone(),
             cgroups: capture.cgroup_root().to_owned(),
-            saved: run_file(&args.node, "-attachments.json"),
+            saved: RunFile::Attachments.of(&args.node),
         });
-        let socket = run_file(&args.node, SOCKET);
+        let socket = RunFile::PluginSocket.of(&args.node);
         let listener = admin::bind_private(&socket)
             .with_context(|| format!("binding the CNI plugin's socket {}", socket.display()))?;
         let in_pod = args.kube && args.kubeconfig.is_none();
-        let kubeconfig = in_pod.then(|| run_file(&args.node, KUBECONFIG));
+        let kubeconfig = in_pod.then(|| RunFile::PluginKubeconfig.of(&args.node));
         let given = args.kubeconfig.as_deref().map(std::path::absolute).transpose();
         let given = given.context("making the path of --kubeconfig absolute")?;
         let ask = api_server
@@ -64,7 +64,7 @@ impl ContainerRuntime {
             plugin: install::Plugin {
                 node: args.node.clone(),
                 socket,
-                saved: run_file(&args.node, SAVED),
+                saved: RunFile::PluginSaved.of(&args.node),
                 kubeconfig: kubeconfig.clone().or(given),
                 root_namespace: args.root_namespace.clone(),
             },
@@ -94,7 +94,7 @@ impl ContainerRuntime {
     ) {
         let Self { node, sandboxes, listener, install, problem, kubeconfig, ask } = self;
         let kubeconfig = kubeconfig.filter(|_| install.is_some());
-        let socket = run_file(&node, SOCKET);
+        let socket = RunFile::PluginSocket.of(&node);
         let keep = async {
             match install {
                 Some(config) => install::keep(config, problem).await,
@@ -107,7 +107,7 @@ impl ContainerRuntime {
                 None => std::future::pending().await,
             }
         };
-        let saved = Saved::follow(run_file(&node, SAVED), mesh.clone(), node.clone());
+        let saved = Saved::follow(RunFile::PluginSaved.of(&node), mesh.clone(), node.clone());
         // What an earlier agent saved is better than what is not complete.
         let saved = async {
             complete.await;
@@ -127,11 +127,6 @@ impl ContainerRuntime {
         }
     }
 }
-
-/// The ends of the files' names (`run_file`). They go with `culvert cleanup`.
-const SOCKET: &str = "-cni.sock";
-const SAVED: &str = "-cni.json";
-const KUBECONFIG: &str = "-kubeconfig";
 
 /// Tells how the pods stand, for the CNI plugin to wait for.
 fn standings(status: Status) -> cni::Standings {

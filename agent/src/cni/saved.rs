@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::PodName;
 use crate::{
     mesh::{Enrollment, NotEnrolled, Snapshot},
-    sandbox::write_private,
+    run_directory::write_private,
 };
 
 /// How often the file is written at most.

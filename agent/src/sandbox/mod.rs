@@ -14,7 +14,6 @@
 
 mod attachments;
 mod cgroups;
-mod file;
 mod inode;
 mod process;
 mod survey;
@@ -32,8 +31,7 @@ use std::{
 use tokio::sync::Notify;
 
 pub use attachments::Attachment;
-pub use cgroups::is_kubepods;
-pub use file::write_private;
+pub use cgroups::{KUBEPODS_LEVELS, each_kubepods};
 pub use inode::Inode;
 
 use crate::mesh::Workload;

@@ -11,7 +11,7 @@ use std::{
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::json;
 
-use crate::sandbox::write_private;
+use crate::run_directory::write_private;
 
 /// Where the kubelet keeps a pod's service account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
