@@ -1,7 +1,7 @@
 //! The agent towards the node's container runtime: where its pods' sandboxes are, and its CNI plugin, answered and kept in
 //! the chain.
 
-use std::{future::Future, path::PathBuf, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::{net::UnixListener, sync::watch};
@@ -26,10 +26,9 @@ pub(crate) struct ContainerRuntime {
     sandboxes: Sandboxes,
     listener: UnixListener,
     install: Option<install::Config>,
-    problem: watch::Sender<String>,
-    /// The agent's own kubeconfig for the plugin, which it keeps fresh; none where there is no API server, or another is
-    /// given to both.
-    kubeconfig: Option<PathBuf>,
+    /// How the plugin reaches the API server; none where there is none, or no plugin.
+    kubeconfig: Option<install::Kubeconfig>,
+    problems: install::Problems,
     /// Asks about pods that the snapshot does not know; none where there is no API server.
     ask: Option<cni::Ask>,
 }
@@ -52,10 +51,13 @@ impl ContainerRuntime {
         let socket = RunFile::PluginSocket.of(&args.node);
         let listener = admin::bind_private(&socket)
             .with_context(|| format!("binding the CNI plugin's socket {}", socket.display()))?;
-        let in_pod = args.kube && args.kubeconfig.is_none();
-        let kubeconfig = in_pod.then(|| RunFile::PluginKubeconfig.of(&args.node));
-        let given = args.kubeconfig.as_deref().map(std::path::absolute).transpose();
-        let given = given.context("making the path of --kubeconfig absolute")?;
+        let kubeconfig = api_server.map(|connection| install::Kubeconfig {
+            client: connection.client.clone(),
+            agents: args.kubeconfig.clone(),
+            root_namespace: args.root_namespace.clone(),
+            path: RunFile::PluginKubeconfig.of(&args.node),
+        });
+        let kubeconfig = kubeconfig.filter(|_| args.cni_conf_dir.is_some());
         let ask = api_server
             .map(|connection| cli::cni::asker(connection.client.clone(), args.root_namespace.clone()));
         let install = args.cni_conf_dir.clone().map(|configurations| install::Config {
@@ -65,12 +67,12 @@ impl ContainerRuntime {
                 node: args.node.clone(),
                 socket,
                 saved: RunFile::PluginSaved.of(&args.node),
-                kubeconfig: kubeconfig.clone().or(given),
+                kubeconfig: kubeconfig.as_ref().map(|kubeconfig| kubeconfig.path.clone()),
                 root_namespace: args.root_namespace.clone(),
             },
         });
-        let problem = watch::Sender::default();
-        Ok(Self { node: args.node.clone(), sandboxes, listener, install, problem, kubeconfig, ask })
+        let problems = install::Problems::default();
+        Ok(Self { node: args.node.clone(), sandboxes, listener, install, kubeconfig, problems, ask })
     }
 
     /// Returns where the pods' sandboxes are.
@@ -78,9 +80,9 @@ impl ContainerRuntime {
         self.sandboxes.clone()
     }
 
-    /// Returns what keeps the plugin from being in the chain; empty where nothing does.
-    pub(crate) fn problem(&self) -> watch::Receiver<String> {
-        self.problem.subscribe()
+    /// Returns what is wrong with the plugin, as it comes to be.
+    pub(crate) fn problems(&self) -> install::Problems {
+        self.problems.clone()
     }
 
     /// Answers the plugin and keeps it in its place, until the agent drains or a successor has the node. From then on no
@@ -92,18 +94,17 @@ impl ContainerRuntime {
         pods: Status,
         shutdown: Shutdown,
     ) {
-        let Self { node, sandboxes, listener, install, problem, kubeconfig, ask } = self;
-        let kubeconfig = kubeconfig.filter(|_| install.is_some());
+        let Self { node, sandboxes, listener, install, kubeconfig, problems, ask } = self;
         let socket = RunFile::PluginSocket.of(&node);
         let keep = async {
             match install {
-                Some(config) => install::keep(config, problem).await,
+                Some(config) => install::keep(config, problems.chain).await,
                 None => std::future::pending().await,
             }
         };
         let fresh = async {
             match kubeconfig {
-                Some(path) => install::keep_fresh(path).await,
+                Some(kubeconfig) => kubeconfig.keep_fresh(problems.credentials).await,
                 None => std::future::pending().await,
             }
         };

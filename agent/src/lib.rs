@@ -121,7 +121,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         svids,
         pool: pool.clone(),
         proxy: context.clone(),
-        cni: runtime.problem(),
+        cni: runtime.problems(),
     };
     let admin = Arc::new(report.into_admin(registry));
     let hand_over = succession::hand_over(enroller.handover(), &shutdown);
