@@ -39,6 +39,14 @@ impl Place {
         }
     }
 
+    /// Returns what the process is called that carries the pod's virtual machine, where that has shown itself.
+    pub(super) fn virtual_machine(&self, pod: &Workload, sandboxes: &Sandboxes) -> Option<String> {
+        match self {
+            Self::Annotated(..) => None,
+            Self::Sandbox(_) => sandboxes.virtual_machine(pod),
+        }
+    }
+
     /// Returns whether an annotation leads another pod to the same place.
     pub(super) fn is_also_of(&self, other: &Workload) -> bool {
         matches!(self, Self::Annotated(at, _) if other.netns.as_ref() == Some(at))

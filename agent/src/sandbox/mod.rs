@@ -158,6 +158,9 @@ impl Sandboxes {
     pub fn find(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
         let attached = self.attachments().of(pod);
         let Some(attachment) = attached else { return self.find_process(pod) };
+        if let Some(process) = self.virtual_machine(pod) {
+            return Err(NotFound::Virtual { process });
+        }
         match self.open_attached(&attachment) {
             Ok(sandbox) => Ok(sandbox),
             // It may be the one before; the process tells.
@@ -171,6 +174,17 @@ impl Sandboxes {
             (Source::Attachment(container), Some(attachment)) => attachment.container == *container,
             (Source::Process(process), None) => process.is_alive(),
             (Source::Process(_), Some(_)) | (Source::Attachment(_), None) => false,
+        }
+    }
+
+    /// Returns what the process is called that carries a pod's virtual machine, where one runs by now. The container runtime
+    /// names the network of such a pod as any other's, before anything of the pod runs. Only of pods with a runtime class,
+    /// since it takes a look at every process.
+    pub fn virtual_machine(&self, pod: &Workload) -> Option<String> {
+        let found = if pod.has_runtime_class { self.find_process(pod) } else { return None };
+        match found {
+            Err(NotFound::Virtual { process }) => Some(process),
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -268,9 +282,9 @@ impl Sandboxes {
             let taken = taken.map_err(|source| NotFound::Proc { path: proc.clone(), source })?;
             *survey = Some((Instant::now(), taken));
         }
-        let candidate = survey.as_ref().and_then(|(_, survey)| survey.sandbox(&pod.uid));
+        let candidate = survey.as_ref().and_then(|(_, survey)| survey.sandbox(pod.uid_on_node()));
         let Some(candidate) = candidate else {
-            return Err(NotFound::Nowhere { uid: pod.uid.to_string(), proc: proc.clone() });
+            return Err(NotFound::Nowhere { uid: pod.uid_on_node().to_string(), proc: proc.clone() });
         };
         if let Some(process) = candidate.virtual_machine() {
             return Err(NotFound::Virtual { process: process.to_owned() });

@@ -4,5 +4,7 @@
 mod apiserver;
 mod away;
 mod install;
+mod machine;
 mod pods;
+
 mod world;
