@@ -1,7 +1,7 @@
 //! The agent towards the node's container runtime: where its pods' sandboxes are, and its CNI plugin, answered and kept in
 //! the chain.
 
-use std::{future::Future, path::PathBuf, sync::Arc};
+use std::{future::Future, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::{net::UnixListener, sync::watch};
@@ -14,7 +14,7 @@ use crate::{
     cni::{self, Saved, install},
     enroll::{PodStatus, Status},
     mesh::Snapshot,
-    run_file,
+    run_directory::RunFile,
     sandbox::{self, Sandboxes},
     shutdown::Shutdown,
     succession::until_handed_over,
@@ -26,10 +26,9 @@ pub(crate) struct ContainerRuntime {
     sandboxes: Sandboxes,
     listener: UnixListener,
     install: Option<install::Config>,
-    problem: watch::Sender<String>,
-    /// The agent's own kubeconfig for the plugin, which it keeps fresh; none where there is no API server, or another is
-    /// given to both.
-    kubeconfig: Option<PathBuf>,
+    /// How the plugin reaches the API server; none where there is none, or no plugin.
+    kubeconfig: Option<install::Kubeconfig>,
+    problems: install::Problems,
     /// Asks about pods that the snapshot does not know; none where there is no API server.
     ask: Option<cni::Ask>,
 }
@@ -47,15 +46,18 @@ impl ContainerRuntime {
         let sandboxes = Sandboxes::new(sandbox::Config {
             proc: args.host_proc.clone(),
             cgroups: capture.cgroup_root().to_owned(),
-            saved: run_file(&args.node, "-attachments.json"),
+            saved: RunFile::Attachments.of(&args.node),
         });
-        let socket = run_file(&args.node, SOCKET);
+        let socket = RunFile::PluginSocket.of(&args.node);
         let listener = admin::bind_private(&socket)
             .with_context(|| format!("binding the CNI plugin's socket {}", socket.display()))?;
-        let in_pod = args.kube && args.kubeconfig.is_none();
-        let kubeconfig = in_pod.then(|| run_file(&args.node, KUBECONFIG));
-        let given = args.kubeconfig.as_deref().map(std::path::absolute).transpose();
-        let given = given.context("making the path of --kubeconfig absolute")?;
+        let kubeconfig = api_server.map(|connection| install::Kubeconfig {
+            client: connection.client.clone(),
+            agents: args.kubeconfig.clone(),
+            root_namespace: args.root_namespace.clone(),
+            path: RunFile::PluginKubeconfig.of(&args.node),
+        });
+        let kubeconfig = kubeconfig.filter(|_| args.cni_conf_dir.is_some());
         let ask = api_server
             .map(|connection| cli::cni::asker(connection.client.clone(), args.root_namespace.clone()));
         let install = args.cni_conf_dir.clone().map(|configurations| install::Config {
@@ -64,13 +66,13 @@ impl ContainerRuntime {
             plugin: install::Plugin {
                 node: args.node.clone(),
                 socket,
-                saved: run_file(&args.node, SAVED),
-                kubeconfig: kubeconfig.clone().or(given),
+                saved: RunFile::PluginSaved.of(&args.node),
+                kubeconfig: kubeconfig.as_ref().map(|kubeconfig| kubeconfig.path.clone()),
                 root_namespace: args.root_namespace.clone(),
             },
         });
-        let problem = watch::Sender::default();
-        Ok(Self { node: args.node.clone(), sandboxes, listener, install, problem, kubeconfig, ask })
+        let problems = install::Problems::default();
+        Ok(Self { node: args.node.clone(), sandboxes, listener, install, kubeconfig, problems, ask })
     }
 
     /// Returns where the pods' sandboxes are.
@@ -78,9 +80,9 @@ impl ContainerRuntime {
         self.sandboxes.clone()
     }
 
-    /// Returns what keeps the plugin from being in the chain; empty where nothing does.
-    pub(crate) fn problem(&self) -> watch::Receiver<String> {
-        self.problem.subscribe()
+    /// Returns what is wrong with the plugin, as it comes to be.
+    pub(crate) fn problems(&self) -> install::Problems {
+        self.problems.clone()
     }
 
     /// Answers the plugin and keeps it in its place, until the agent drains or a successor has the node. From then on no
@@ -92,22 +94,21 @@ impl ContainerRuntime {
         pods: Status,
         shutdown: Shutdown,
     ) {
-        let Self { node, sandboxes, listener, install, problem, kubeconfig, ask } = self;
-        let kubeconfig = kubeconfig.filter(|_| install.is_some());
-        let socket = run_file(&node, SOCKET);
+        let Self { node, sandboxes, listener, install, kubeconfig, problems, ask } = self;
+        let socket = RunFile::PluginSocket.of(&node);
         let keep = async {
             match install {
-                Some(config) => install::keep(config, problem).await,
+                Some(config) => install::keep(config, problems.chain).await,
                 None => std::future::pending().await,
             }
         };
         let fresh = async {
             match kubeconfig {
-                Some(path) => install::keep_fresh(path).await,
+                Some(kubeconfig) => kubeconfig.keep_fresh(problems.credentials).await,
                 None => std::future::pending().await,
             }
         };
-        let saved = Saved::follow(run_file(&node, SAVED), mesh.clone(), node.clone());
+        let saved = Saved::follow(RunFile::PluginSaved.of(&node), mesh.clone(), node.clone());
         // What an earlier agent saved is better than what is not complete.
         let saved = async {
             complete.await;
@@ -127,11 +128,6 @@ impl ContainerRuntime {
         }
     }
 }
-
-/// The ends of the files' names (`run_file`). They go with `culvert cleanup`.
-const SOCKET: &str = "-cni.sock";
-const SAVED: &str = "-cni.json";
-const KUBECONFIG: &str = "-kubeconfig";
 
 /// Tells how the pods stand, for the CNI plugin to wait for.
 fn standings(status: Status) -> cni::Standings {

@@ -19,6 +19,7 @@ pub mod hbone;
 pub mod identity;
 pub mod mesh;
 pub mod proxy;
+pub mod run_directory;
 pub mod sandbox;
 pub mod shutdown;
 
@@ -26,7 +27,7 @@ mod container_runtime;
 mod report;
 mod succession;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +42,7 @@ use crate::{
     enroll::Enroller,
     hbone::Pool,
     identity::{Revocation, SvidStore},
+    run_directory::RunFile,
     shutdown::Shutdown,
 };
 
@@ -81,7 +83,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mesh = control.snapshots();
 
     // Before anything else of the node is touched: where an agent of it runs already, nothing must be.
-    let socket = args.socket.clone().unwrap_or_else(|| default_socket(&args.node));
+    let socket = args.socket.clone().unwrap_or_else(|| RunFile::Socket.of(&args.node));
     if args.take_over {
         // What is not known yet the agent that has the node serves better.
         control.complete().await;
@@ -119,7 +121,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         svids,
         pool: pool.clone(),
         proxy: context.clone(),
-        cni: runtime.problem(),
+        cni: runtime.problems(),
     };
     let admin = Arc::new(report.into_admin(registry));
     let hand_over = succession::hand_over(enroller.handover(), &shutdown);
@@ -215,15 +217,6 @@ async fn until_signal(
     };
     tracing::info!(signal = name, connections = shutdown.tasks().len(), "draining");
     Ok(())
-}
-
-fn default_socket(node: &str) -> PathBuf {
-    PathBuf::from(format!("/run/culvert/{node}.sock"))
-}
-
-/// Returns where a file of a node's agent is that outlives the agent, and goes with `culvert cleanup`.
-fn run_file(node: &str, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("/run/culvert/{node}{suffix}"))
 }
 
 /// How long tunnels without streams may take to close.

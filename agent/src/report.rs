@@ -18,6 +18,7 @@ use tokio::{runtime::Handle, sync::watch};
 use crate::{
     admin::{Admin, Check, Question},
     capture::Capture,
+    cni::install,
     control::{Problem, kube::Health},
     enroll::Status,
     hbone::Pool,
@@ -86,8 +87,8 @@ pub(crate) struct Sources {
     pub(crate) svids: SvidStore,
     pub(crate) pool: Pool,
     pub(crate) proxy: Arc<proxy::Context>,
-    /// What keeps the CNI plugin from being in the chain; empty where nothing does.
-    pub(crate) cni: watch::Receiver<String>,
+    /// What is wrong with the CNI plugin.
+    pub(crate) cni: install::Problems,
 }
 
 impl Sources {
@@ -123,11 +124,7 @@ impl Sources {
                 .chain(api_server.iter().flat_map(Health::notes))
                 .chain(certificate_notes(&svids))
                 .chain(proxy.unenforced().iter().map(ToString::to_string))
-                .chain(
-                    Some(cni.borrow().clone())
-                        .filter(|problem| !problem.is_empty())
-                        .map(|problem| format!("the CNI plugin is not in the chain: {problem}")),
-                )
+                .chain(cni.notes())
                 .collect()
         });
         let (node, trust_domain) = (self.state.node.clone(), self.state.trust_domain.clone());

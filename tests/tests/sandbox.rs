@@ -214,6 +214,18 @@ fn a_pod_without_a_sandbox_process_is_found_by_a_container_that_stayed() {
 }
 
 #[test]
+fn a_static_pod_is_found_by_the_uid_that_the_kubelet_gave_it() {
+    let world = World::new();
+    let pod = world.pod("static");
+    let hash = "0123456789abcdef".repeat(2);
+    let mirror = ("kubernetes.io/config.mirror".to_owned(), hash.clone());
+    pod.update(|pod| pod.annotations.extend([mirror])).unwrap();
+    let at = world.cgroups.make(&format!("kubepods/burstable/pod{hash}/abc"));
+    let _pause = run_in(&pod, &at, PAUSE);
+    world.is_in_the_mesh(&pod);
+}
+
+#[test]
 fn a_pod_in_a_virtual_machine_or_without_the_pods_address_is_refused_with_the_reason() {
     let world = World::new();
     let machine = world.pod("machine");

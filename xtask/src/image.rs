@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::Result;
 use lab::cluster::images;
 
-use crate::{command, layout, setup};
+use crate::{build, setup};
 
 /// What to make an image of.
 #[derive(clap::Args)]
@@ -29,16 +29,10 @@ pub(crate) struct Options {
 /// Builds the agent and its image, and says what to do with it.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::run(setup::Purpose::Build)?;
-    let mut cargo = command::cargo();
-    cargo.args(["build", "--package", "culvert", "--bin", "culvert", "--locked"]);
-    if options.release {
-        cargo.arg("--release");
-    }
-    command::run(&mut cargo)?;
-    let folder = layout::target()?.join(if options.release { "release" } else { "debug" });
-    let output = options.output.clone().unwrap_or_else(|| folder.join("culvert-image.tar"));
+    let program = build::agent(options.release)?;
+    let output = options.output.clone().unwrap_or_else(|| program.with_file_name("culvert-image.tar"));
     let start = Instant::now();
-    let written = images::culvert(&options.tag, &folder.join("culvert"))?.write(&output)?;
+    let written = images::culvert(&options.tag, &program)?.write(&output)?;
     println!("image: {} with {}", options.tag, written.digest);
     println!(
         "image: {} ({:.0} MB) in {:.1} s",

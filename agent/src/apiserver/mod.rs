@@ -58,14 +58,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
 /// # Errors
 /// As [`client`].
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, Error> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let read = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
-            let options = KubeConfigOptions::default();
-            Config::from_custom_kubeconfig(read, &options).await.map_err(Error::Kubeconfig)?
-        }
-        None => Config::incluster().map_err(Error::InCluster)?,
-    };
+    let mut config = configuration(kubeconfig).await?;
     config.connect_timeout = Some(CONNECT_LIMIT);
     // Longer than a watch without events is open.
     config.read_timeout = Some(READ_LIMIT);
@@ -73,6 +66,32 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, Error> {
     let builder = ClientBuilder::try_from(config).map_err(Error::Client)?;
     let client = builder.with_layer(&traffic).build();
     Ok(Connection { client, traffic })
+}
+
+/// Reads how the API server is reached: its address, its roots, and who asks. By a kubeconfig, or without one by the service
+/// account of the pod that this process runs in.
+///
+/// # Errors
+/// As [`client`].
+pub async fn configuration(kubeconfig: Option<&Path>) -> Result<Config, Error> {
+    let Some(path) = kubeconfig else { return Config::incluster().map_err(Error::InCluster) };
+    let read = Kubeconfig::read_from(path).map_err(Error::Kubeconfig)?;
+    let options = KubeConfigOptions::default();
+    Config::from_custom_kubeconfig(read, &options).await.map_err(Error::Kubeconfig)
+}
+
+/// Returns an error with its causes: the client's own say no more than that a service failed.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Without the client, which has nothing to show.

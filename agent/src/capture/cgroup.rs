@@ -8,10 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_ebpf::{KUBEPODS_LEVELS, MAX_KUBEPODS};
+use agent_ebpf::MAX_KUBEPODS;
 
 use super::Error;
-use crate::sandbox::is_kubepods;
+use crate::sandbox::{self, each_kubepods};
 
 /// The inode of a kernfs root directory. A cgroup namespace shows another directory as the root, which has another.
 const ROOT_INODE: u64 = 1;
@@ -96,28 +96,12 @@ fn has_version_1_pods() -> bool {
 /// Returns the ids of the cgroups that hold pods, which are their directories' inode numbers.
 fn kubepods(root: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
-    search(root, KUBEPODS_LEVELS, &mut found)?;
+    each_kubepods(root, &mut |all| found.push(all.ino()))?;
     Ok(found)
 }
 
-fn search(directory: &Path, levels: u32, found: &mut Vec<u64>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            continue;
-        }
-        if entry.file_name().to_str().is_some_and(is_kubepods) {
-            found.push(entry.ino());
-        } else if levels > 1 {
-            match search(&entry.path(), levels - 1, found) {
-                // Cgroups come and go.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
-                result => result?,
-            }
-        }
-    }
-    Ok(())
-}
+// The programs look as far up from a process's cgroup.
+const _: () = assert!(sandbox::KUBEPODS_LEVELS == agent_ebpf::KUBEPODS_LEVELS as usize);
 
 /// The mounts that the agent sees.
 const MOUNTS: &str = "/proc/self/mounts";

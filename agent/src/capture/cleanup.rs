@@ -2,18 +2,15 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use super::{
-    Error,
-    lock::{self, Lock},
-    pins,
-};
+use super::{Error, lock::Lock, pins};
+use crate::run_directory;
 
 /// Removes what agents of one node, or of all, have pinned, and their files in `/run/culvert`. Nothing is removed where
 /// one of them runs.
 pub(super) fn run(node: Option<&str>, bpffs: &Path) -> Result<Vec<String>, Error> {
     let nodes = match node {
         Some(node) => BTreeSet::from([node.to_owned()]),
-        None => pins::nodes(bpffs)?.into_iter().chain(lock::nodes()).collect(),
+        None => pins::nodes(bpffs)?.into_iter().chain(run_directory::nodes()).collect(),
     };
     let locked: Vec<_> = nodes
         .iter()

@@ -16,7 +16,8 @@ pub enum Error {
     Cgroup(String),
     /// Another process holds the node's lock.
     #[error(
-        "another agent of node {node:?} is running (it holds {path}); stop it first, give this one another --node, or have it take over (--take-over)"
+        "another agent of node {node:?} is running (it holds {path}); stop it first, give this one another --node, or have it \
+         take over (--take-over)"
     )]
     Busy {
         /// The node's name.

@@ -12,32 +12,12 @@ use nix::{
 };
 
 use super::Error;
-
-/// Where the lock files are. Not beside the pins: bpffs holds no regular files.
-const DIRECTORY: &str = "/run/culvert";
-
-/// How the files of a node's agent are called there, besides the lock.
-const FILES: &[&str] = &[
-    ".sock",
-    "-cni.sock",
-    "-cni.json",
-    "-cni.json.new",
-    "-attachments.json",
-    "-attachments.json.new",
-    "-kubeconfig",
-    "-kubeconfig.new",
-];
-
-/// Returns the names of the nodes that have a lock file.
-pub(super) fn nodes() -> impl Iterator<Item = String> {
-    let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".lock")?.to_owned()))
-}
+use crate::run_directory::{self, DIRECTORY, RunFile};
 
 /// The lock of one node, held until dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    path: PathBuf,
+    node: String,
     _file: Flock<File>,
 }
 
@@ -50,7 +30,7 @@ impl Lock {
         let directory = Path::new(DIRECTORY);
         fs::create_dir_all(directory)
             .map_err(Error::pin(directory, "cannot make the directory for lock files"))?;
-        let path = directory.join(format!("{node}.lock"));
+        let path = RunFile::Lock.of(node);
         loop {
             let file = OpenOptions::new()
                 .create(true)
@@ -67,7 +47,7 @@ impl Lock {
             // `remove` may have unlinked the file between the two calls: the lock would be on a file that nobody finds.
             let ours = file.metadata().map(|metadata| metadata.ino());
             if fs::metadata(&path).is_ok_and(|there| ours.is_ok_and(|ours| ours == there.ino())) {
-                return Ok(Self { path, _file: file });
+                return Ok(Self { node: node.to_owned(), _file: file });
             }
         }
     }
@@ -75,11 +55,9 @@ impl Lock {
     /// Gives the lock back and leaves no file; also not the sockets of an agent that was killed, nor what it saved for the
     /// next one and for the CNI plugin. Returns what there was of those.
     pub(super) fn remove(self) -> Vec<PathBuf> {
-        let stem = self.path.with_extension("");
-        let left = FILES.iter().map(|suffix| PathBuf::from(format!("{}{suffix}", stem.display())));
-        let removed = left.filter(|path| fs::remove_file(path).is_ok()).collect();
+        let removed = run_directory::remove_all_but_lock(&self.node);
         // Nothing depends on it: a file that stays is taken over by the next agent.
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(RunFile::Lock.of(&self.node));
         // Another node's lock keeps the directory.
         let _ = fs::remove_dir(DIRECTORY);
         removed

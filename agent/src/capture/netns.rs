@@ -5,10 +5,7 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     process,
     sync::Arc,
@@ -21,7 +18,7 @@ use nix::{
 };
 
 use super::{Error, sys};
-use crate::mesh::NetnsRef;
+use crate::{mesh::NetnsRef, sandbox::Inode};
 
 /// A network namespace. Holding it keeps the namespace alive. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +29,7 @@ pub struct NetNs {
 struct Shared {
     file: File,
     cookie: u64,
+    inode: Inode,
     name: String,
 }
 
@@ -76,7 +74,8 @@ impl NetNs {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a network namespace"));
         }
         let cookie = run_in(&file, sys::netns_cookie)??;
-        Ok(Self { shared: Arc::new(Shared { file, cookie, name }) })
+        let inode = Inode::of(&file)?;
+        Ok(Self { shared: Arc::new(Shared { file, cookie, inode, name }) })
     }
 
     /// Returns the namespace's cookie (`SO_NETNS_COOKIE`): unique since boot, never reused.
@@ -84,13 +83,9 @@ impl NetNs {
         self.shared.cookie
     }
 
-    /// Returns what the namespace is known by in the file system: device and inode (nsfs).
-    ///
-    /// # Errors
-    /// Where the kernel refuses to tell.
-    pub fn inode(&self) -> io::Result<(u64, u64)> {
-        let metadata = self.shared.file.metadata()?;
-        Ok((metadata.dev(), metadata.ino()))
+    /// Returns what the namespace is known by in the file system.
+    pub fn inode(&self) -> Inode {
+        self.shared.inode
     }
 
     /// Runs a closure on this thread inside the namespace. Sockets that it makes belong there for life.

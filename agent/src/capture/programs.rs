@@ -48,8 +48,9 @@ pub(super) fn load(pins: &Pins, cgroup: &File, host: &NetNs) -> Result<Tables, E
     Tables::new(&mut ebpf)
 }
 
-/// Loads a copy of the pod program for one slot, with a map of handshakes for both it and the node's programs, the one of
-/// the copy before where there is one, and attaches it to the pod's namespace, or puts it in the place of the one that an earlier agent attached.
+/// Loads a copy of the pod program for one slot, and attaches it to the pod's namespace, or puts it in the place of the one
+/// that an earlier agent attached. The map of handshakes that it shares with the node's programs is that of the copy before,
+/// where there is one.
 pub(super) fn attach_pod(
     pins: &Pins,
     tables: &Tables,

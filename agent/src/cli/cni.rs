@@ -62,12 +62,12 @@ fn command() -> Result<String, Failure> {
 /// Asks the API server whether a pod is to be enrolled, with the kubeconfig that the agent wrote.
 fn ask(config: &Config<'_>, pod: &PodName) -> Asked {
     let Some(kubeconfig) = &config.kubeconfig else {
-        return Asked::Unreachable("the plugin was installed without one".to_owned());
+        return Asked::Unreachable("the agent is given none".to_owned());
     };
     let asked = async {
         match apiserver::client(Some(kubeconfig)).await {
             Ok(client) => asker(client, config.root_namespace.clone())(pod.clone()).await,
-            Err(error) => Asked::Unreachable(error.to_string()),
+            Err(error) => Asked::Unreachable(apiserver::chain(&error)),
         }
     };
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -94,7 +94,7 @@ pub(crate) fn asker(client: Client, root_namespace: String) -> cni::Ask {
 
 /// Asks the API server whether a pod is to be enrolled. An error says why it cannot be told.
 async fn enrollment(client: &Client, pod: &PodName, root_namespace: &str) -> Result<Asked, String> {
-    let text = |error: kube::Error| error.to_string();
+    let text = |error: kube::Error| apiserver::chain(&error);
     let found =
         Api::<Pod>::namespaced(client.clone(), &pod.namespace).get_opt(&pod.name).await.map_err(text)?;
     let Some(found) = found.filter(|found| is_meant(found, pod)) else { return Ok(Asked::NoSuchPod) };

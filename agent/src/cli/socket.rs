@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::run_directory::{DIRECTORY, RunFile};
+
 /// Which agent is asked.
 #[derive(Args, Clone, Debug)]
 pub(super) struct SocketArgs {
@@ -27,14 +29,14 @@ impl SocketArgs {
     pub(super) fn find(&self) -> anyhow::Result<PathBuf> {
         match (&self.socket, &self.node) {
             (Some(socket), _) => Ok(socket.clone()),
-            (None, Some(node)) => Ok(crate::default_socket(node)),
+            (None, Some(node)) => Ok(RunFile::Socket.of(node)),
             (None, None) => only_socket(),
         }
     }
 }
 
 fn only_socket() -> anyhow::Result<PathBuf> {
-    let directory = Path::new("/run/culvert");
+    let directory = Path::new(DIRECTORY);
     let sockets: Vec<_> = std::fs::read_dir(directory)
         .with_context(|| {
             format!(
@@ -61,7 +63,7 @@ fn only_socket() -> anyhow::Result<PathBuf> {
 /// Whether a socket is the one on which the CNI plugin asks the agent of another's lock.
 fn is_plugins(path: &Path) -> bool {
     let node = path.file_stem().and_then(|stem| stem.to_str()?.strip_suffix("-cni"));
-    node.is_some_and(|node| path.with_file_name(format!("{node}.lock")).exists())
+    node.is_some_and(|node| RunFile::Lock.of(node).exists())
 }
 
 /// Asks the agent for a path and returns the answer's body.

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use super::PodName;
 use crate::{
-    mesh::{Enrollment, NotEnrolled, Snapshot},
-    sandbox::write_private,
+    mesh::{Enrollment, NotEnrolled, Snapshot, Workload},
+    run_directory::write_private,
 };
 
 /// How often the file is written at most.
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What the agent knew last.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Saved {
-    /// The node's pods by uid: whether they are to be enrolled.
+    /// The node's pods by uid, static ones by `<namespace>/<name>`: whether they are to be enrolled.
     pods: BTreeMap<String, bool>,
     /// Namespaces whose pods are not enrolled unless their own label says so.
     outside: BTreeSet<String>,
@@ -47,7 +47,7 @@ pub(super) enum Known {
 impl Saved {
     fn of(snapshot: &Snapshot, node: &str) -> Self {
         let pods = snapshot.on_node(node);
-        let pods = pods.map(|pod| (pod.uid.to_string(), pod.enrollment == Enrollment::Enrolled)).collect();
+        let pods = pods.map(|pod| (key(pod), pod.enrollment == Enrollment::Enrolled)).collect();
         let outside = snapshot
             .workloads()
             .iter()
@@ -66,7 +66,9 @@ impl Saved {
     }
 
     pub(super) fn of_pod(&self, pod: &PodName) -> Known {
-        match self.pods.get(&pod.uid) {
+        // Of a static pod the runtime has the kubelet's hash, which has no dashes.
+        let by_name = || self.pods.get(&pod.to_string()).filter(|_| !pod.uid.contains('-'));
+        match self.pods.get(&pod.uid).or_else(by_name) {
             Some(true) => Known::Enrolled,
             Some(false) => Known::Outside,
             None if self.outside.contains(&pod.namespace) => Known::Outside,
@@ -101,10 +103,17 @@ impl Saved {
     }
 }
 
+fn key(pod: &Workload) -> String {
+    match pod.kubelet_uid {
+        Some(_) => pod.to_string(),
+        None => pod.uid.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{Identity, Workload};
+    use crate::mesh::Identity;
 
     fn pod(uid: &str, namespace: &str, enrollment: Enrollment) -> Arc<Workload> {
         let identity = Identity::new("cluster.local".parse().unwrap(), namespace, "default").unwrap();
@@ -134,6 +143,16 @@ mod tests {
         check("in", "shop", Known::Enrolled);
         check("out", "shop", Known::Outside);
         check("labelled", "mixed", Known::Enrolled);
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_its_name_where_the_runtime_has_the_kubelets_hash() {
+        let mut mirror = Workload::clone(&pod("a-1", "shop", Enrollment::Enrolled));
+        (mirror.name, mirror.kubelet_uid) = ("x".into(), Some("0123".into()));
+        let saved = Saved::of(&Snapshot::new(vec![Arc::new(mirror)], Vec::new()), "here");
+        let asked = |uid: &str| PodName { namespace: "shop".into(), name: "x".into(), uid: uid.into() };
+        assert_eq!(saved.of_pod(&asked("0123")), Known::Enrolled);
+        assert_eq!(saved.of_pod(&asked("b-2")), Known::Nothing, "another pod of the name");
     }
 
     #[test]

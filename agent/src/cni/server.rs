@@ -1,6 +1,6 @@
 //! The agent's side: answers the plugin on a unix socket for root alone.
 
-use std::{collections::HashMap, fs, io, os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     mesh::{Enrollment, Snapshot, Workload},
-    sandbox::{Attachment, Sandboxes},
+    sandbox::{Attachment, Inode, Sandboxes},
 };
 
 /// Questions that are worked on at once; more wait. A node that starts asks for each of its pods, 110 by default.
@@ -35,8 +35,8 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// How a pod stands that is, was or ought to be in the mesh.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Standing {
-    /// It is, with the network namespace of this device and inode.
-    Enrolled((u64, u64)),
+    /// It is, with this network namespace.
+    Enrolled(Inode),
     /// It leaves, or it cannot be enrolled, and why.
     Not(String),
 }
@@ -125,7 +125,7 @@ impl Server {
 
     async fn add(&self, attachment: Attachment) -> Answer {
         let pod = pod_name(&attachment);
-        let inode = inode(&attachment);
+        let inode = self.sandboxes.inode(&attachment);
         // Kept also where the pod is not to be enrolled: its label may come later.
         if let Err(error) = self.sandboxes.attach(attachment) {
             return Answer::Failed(error.to_string());
@@ -166,7 +166,9 @@ impl Server {
         };
         match workload.enrollment {
             Enrollment::Not(why) => Answer::NotEnrolled(why.to_string()),
-            Enrollment::Enrolled if self.is_enrolled(&workload, inode(attachment)) => Answer::Done,
+            Enrollment::Enrolled if self.is_enrolled(&workload, self.sandboxes.inode(attachment)) => {
+                Answer::Done
+            }
             Enrollment::Enrolled => Answer::Failed(self.why_not(&workload)),
         }
     }
@@ -205,7 +207,7 @@ impl Server {
     }
 
     /// Waits until the pod is in the mesh with its new namespace, or is not to be any more.
-    async fn enrolled(&self, workload: &Workload, inode: Option<(u64, u64)>) -> Answer {
+    async fn enrolled(&self, workload: &Workload, inode: Option<Inode>) -> Answer {
         let (mut standings, mut mesh) = (self.standings.clone(), self.mesh.clone());
         loop {
             standings.mark_unchanged();
@@ -231,7 +233,7 @@ impl Server {
         }
     }
 
-    fn is_enrolled(&self, workload: &Workload, inode: Option<(u64, u64)>) -> bool {
+    fn is_enrolled(&self, workload: &Workload, inode: Option<Inode>) -> bool {
         match self.standings.borrow().get(&workload.uid) {
             // An annotation says where the namespace is, whatever the runtime says.
             Some(Standing::Enrolled(with)) => workload.netns.is_some() || inode == Some(*with),
@@ -266,9 +268,4 @@ fn find(snapshot: &Snapshot, node: &str, pod: &PodName) -> Option<Arc<Workload>>
         named.find(|known| !pod.uid.contains('-') || known.uid.contains('/'))
     };
     by_uid.or_else(by_name).cloned()
-}
-
-/// Which namespace the runtime means, by device and inode; none where it cannot be seen from here, which enrolment will say.
-fn inode(attachment: &Attachment) -> Option<(u64, u64)> {
-    fs::metadata(&attachment.netns).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }

@@ -245,7 +245,11 @@ impl Enroller {
         }
         any || self.pods.values().any(|member| match &member.place {
             Place::Annotated(..) => false,
-            Place::Sandbox(sandbox) => !self.sandboxes.is_current(&member.pod.workload(), sandbox),
+            Place::Sandbox(sandbox) => {
+                let workload = member.pod.workload();
+                !self.sandboxes.is_current(&workload, sandbox)
+                    || member.place.virtual_machine(&workload, &self.sandboxes).is_some()
+            }
         })
     }
 
@@ -326,7 +330,10 @@ impl Enroller {
         for (uid, member) in &mut self.pods {
             let workload = member.pod.workload();
             if let Some(wanted) = wanted.get(uid) {
-                if member.place.has_moved(wanted, &self.sandboxes) {
+                if let Some(process) = member.place.virtual_machine(wanted, &self.sandboxes) {
+                    tracing::warn!(pod = %workload, process, "the pod is a virtual machine, out of reach of the node's sockets: it is not in the mesh");
+                    ended.push((uid.clone(), Gone::Namespace));
+                } else if member.place.has_moved(wanted, &self.sandboxes) {
                     tracing::info!(pod = %workload, "the pod has another network namespace now");
                     ended.push((uid.clone(), Gone::Namespace));
                 } else if wanted.identity != workload.identity {
@@ -437,7 +444,7 @@ impl Enroller {
         let enrolled = self.pods.values().map(|member| {
             let state = if member.leaving.is_some() { "leaving" } else { "enrolled" };
             let (terms, plaintext) = (member.pod.terms(), member.plaintext().cloned());
-            let netns = member.pod.capture().netns().inode().ok();
+            let netns = Some(member.pod.capture().netns().inode());
             PodStatus { terms, state: state.to_owned(), plaintext, netns }
         });
         let failed = self.wanted(snapshot).filter_map(|workload| {

@@ -1,11 +1,11 @@
 //! Where a pod's network namespace is, as its annotation or the node says, and whether that has changed.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::{io, path::Path};
 
 use crate::{
     capture::{self, NetNs},
     mesh::{NetnsRef, Workload},
-    sandbox::{NotFound, Sandbox, Sandboxes},
+    sandbox::{Inode, NotFound, Sandbox, Sandboxes},
 };
 
 /// Where a pod's network namespace is.
@@ -17,14 +17,11 @@ pub(super) enum Place {
     Sandbox(Sandbox),
 }
 
-/// What a namespace is known by in the file system: device and inode (nsfs).
-pub(super) type Inode = (u64, u64);
-
 impl Place {
     /// Finds it.
     pub(super) fn find(pod: &Workload, sandboxes: &Sandboxes) -> Result<Self, NotFound> {
         match &pod.netns {
-            Some(at) => Ok(Self::Annotated(at.clone(), inode(at))),
+            Some(at) => Ok(Self::Annotated(at.clone(), inode(at).ok())),
             None => sandboxes.find(pod).map(Self::Sandbox),
         }
     }
@@ -42,6 +39,14 @@ impl Place {
         }
     }
 
+    /// Returns what the process is called that carries the pod's virtual machine, where that has shown itself.
+    pub(super) fn virtual_machine(&self, pod: &Workload, sandboxes: &Sandboxes) -> Option<String> {
+        match self {
+            Self::Annotated(..) => None,
+            Self::Sandbox(_) => sandboxes.virtual_machine(pod),
+        }
+    }
+
     /// Returns whether an annotation leads another pod to the same place.
     pub(super) fn is_also_of(&self, other: &Workload) -> bool {
         matches!(self, Self::Annotated(at, _) if other.netns.as_ref() == Some(at))
@@ -53,7 +58,7 @@ impl Place {
         match (&*self, &pod.netns) {
             // The same name may lead to another namespace: the pod's sandbox was made anew.
             (Self::Annotated(known, was), Some(now)) => {
-                known != now || inode(now).is_some_and(|now| *was != Some(now))
+                known != now || inode(now).is_ok_and(|now| *was != Some(now))
             }
             (Self::Sandbox(known), None) => {
                 if sandboxes.is_current(pod, known) {
@@ -85,11 +90,10 @@ fn holds(sandbox: &Sandbox, pod: &Workload) -> bool {
     !pod.addresses.is_empty() && pod.addresses.iter().all(|address| held.contains(&address.to_canonical()))
 }
 
-/// Returns which namespace the name leads to now; none where it leads nowhere.
-fn inode(at: &NetnsRef) -> Option<Inode> {
-    let metadata = match at {
-        NetnsRef::Path(path) => std::fs::metadata(path),
-        NetnsRef::Pid(pid) => std::fs::metadata(format!("/proc/{pid}/ns/net")),
-    };
-    metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()))
+/// Returns which namespace the annotation leads to now.
+fn inode(at: &NetnsRef) -> io::Result<Inode> {
+    match at {
+        NetnsRef::Path(path) => Inode::at(path),
+        NetnsRef::Pid(pid) => Inode::at(Path::new(&format!("/proc/{pid}/ns/net"))),
+    }
 }

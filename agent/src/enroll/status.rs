@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use crate::{
     mesh::{Plaintext, PlaintextAction, PolicySet, Workload},
     proxy::Terms,
+    sandbox::Inode,
 };
 
 /// The node's pods as they are now. Cheap to clone.
@@ -24,8 +25,8 @@ pub struct PodStatus {
     pub state: String,
     /// What the kernel does with plaintext that comes to it; none where it could not be told.
     pub plaintext: Option<Plaintext>,
-    /// The device and inode of the network namespace that it is enrolled with.
-    pub netns: Option<(u64, u64)>,
+    /// The network namespace that it is enrolled with.
+    pub netns: Option<Inode>,
 }
 
 /// A pod as the dump shows it.

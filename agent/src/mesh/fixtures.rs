@@ -12,6 +12,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
     let name: Arc<str> = name.into();
     Workload {
         uid: format!("shop/{name}").into(),
+        kubelet_uid: None,
         namespace: "shop".into(),
         workload: Arc::clone(&name),
         app: Arc::clone(&name),
@@ -25,6 +26,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
         receives_hbone: true,
         marked: None,
         netns: None,
+        has_runtime_class: false,
         ports: Vec::new(),
         terminating: false,
         name,

@@ -9,6 +9,10 @@ use super::Identity;
 pub struct Workload {
     /// `metadata.uid`; where the object has none (a manifest), `<namespace>/<name>`.
     pub uid: Arc<str>,
+    /// What the node's kubelet calls the pod where that is another uid: of a static pod, which the API server has a mirror of
+    /// with a uid of its own (annotation `kubernetes.io/config.mirror`). Whoever creates a pod can claim any, so it proves
+    /// nothing by itself.
+    pub kubelet_uid: Option<Arc<str>>,
     /// The pod's namespace.
     pub namespace: Arc<str>,
     /// The pod's name.
@@ -39,6 +43,8 @@ pub struct Workload {
     pub marked: Option<bool>,
     /// Where the pod's network namespace is (annotation `culvert.dev/netns`).
     pub netns: Option<NetnsRef>,
+    /// Whether the pod names a runtime class (`spec.runtimeClassName`), which may be one that runs virtual machines.
+    pub has_runtime_class: bool,
     /// The TCP ports that its containers name, for a service's named `targetPort`.
     pub ports: Vec<NamedPort>,
     /// Whether the pod is being deleted (`metadata.deletionTimestamp`). It keeps its addresses while it has them, but
@@ -121,6 +127,7 @@ impl Workload {
     pub fn unknown(namespace: Arc<str>, labels: Arc<Labels>, identity: Identity) -> Self {
         Self {
             uid: Arc::default(),
+            kubelet_uid: None,
             namespace,
             name: Arc::default(),
             workload: Arc::default(),
@@ -135,9 +142,15 @@ impl Workload {
             receives_hbone: true,
             marked: None,
             netns: None,
+            has_runtime_class: false,
             ports: Vec::new(),
             terminating: false,
         }
+    }
+
+    /// Returns the uid in the name of the pod's cgroup.
+    pub fn uid_on_node(&self) -> &Arc<str> {
+        self.kubelet_uid.as_ref().unwrap_or(&self.uid)
     }
 
     /// Returns whether the pod uses its node's network, and so has no address of its own.

@@ -8,8 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{TooMany, file::write_private};
-use crate::mesh::Workload;
+use super::TooMany;
+use crate::{mesh::Workload, run_directory::write_private};
 
 /// More than any node has pods (the agent enrols 1,024): beyond, the runtime forgets to send DEL.
 const MAX: usize = 4096;

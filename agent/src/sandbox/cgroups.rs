@@ -5,21 +5,51 @@
 //! under systemd; `crio-conmon-<id>` for the monitor).
 
 use std::{
-    fs, io,
+    fs::{self, DirEntry},
+    io,
     path::{Path, PathBuf},
     process,
 };
 
-/// How far below the root of the hierarchy the cgroup of all pods may be, as `capture` has it.
-const LEVELS: usize = 4;
+/// How far below the root of the hierarchy the cgroup of all pods may be.
+pub const KUBEPODS_LEVELS: usize = 4;
 
 /// Longer than any uid of Kubernetes'.
 const MAX_UID: usize = 64;
 
 /// Returns whether the kubelet gives the cgroup of all pods this name, by either of its drivers, with `--cgroup-root` or
 /// without.
-pub fn is_kubepods(name: &str) -> bool {
+fn is_kubepods(name: &str) -> bool {
     matches!(name, "kubepods" | "kubepods.slice") || name.ends_with("-kubepods.slice")
+}
+
+/// Hands each cgroup of all pods in a hierarchy to `visit`. There is none before the kubelet has started a pod.
+///
+/// # Errors
+/// The first directory that could not be read. Those beside it are visited nevertheless, and one that goes meanwhile is no
+/// error.
+pub fn each_kubepods(root: &Path, visit: &mut dyn FnMut(&DirEntry)) -> io::Result<()> {
+    each_below(root, KUBEPODS_LEVELS, visit)
+}
+
+fn each_below(directory: &Path, levels: usize, visit: &mut dyn FnMut(&DirEntry)) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        if entry.file_name().to_str().is_some_and(is_kubepods) {
+            visit(&entry);
+        } else if levels > 1 {
+            match each_below(&entry.path(), levels - 1, visit) {
+                // Cgroups come and go.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                below => outcome = outcome.and(below),
+            }
+        }
+    }
+    outcome
 }
 
 /// The host's cgroup v2 hierarchy as this process sees it.
@@ -102,7 +132,7 @@ impl PodCgroup {
     /// a container makes below its own has whatever name it likes.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let names: Vec<_> = path.strip_prefix('/')?.split('/').collect();
-        let all_at = names.iter().take(LEVELS).position(|name| is_kubepods(name))?;
+        let all_at = names.iter().take(KUBEPODS_LEVELS).position(|name| is_kubepods(name))?;
         let all = names[all_at];
         let pod_at = all_at + if is_qos(names.get(all_at + 1)?, all) { 2 } else { 1 };
         let uid = pod_uid(names.get(pod_at)?, all)?;

@@ -14,7 +14,7 @@
 
 mod attachments;
 mod cgroups;
-mod file;
+mod inode;
 mod process;
 mod survey;
 mod watch;
@@ -23,7 +23,6 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -32,8 +31,8 @@ use std::{
 use tokio::sync::Notify;
 
 pub use attachments::Attachment;
-pub use cgroups::is_kubepods;
-pub use file::write_private;
+pub use cgroups::{KUBEPODS_LEVELS, each_kubepods};
+pub use inode::Inode;
 
 use crate::mesh::Workload;
 use attachments::Attachments;
@@ -75,7 +74,7 @@ pub struct Config {
 pub struct Sandbox {
     netns: Arc<File>,
     name: String,
-    inode: (u64, u64),
+    inode: Inode,
     addresses: Vec<IpAddr>,
     source: Source,
 }
@@ -159,7 +158,10 @@ impl Sandboxes {
     pub fn find(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
         let attached = self.attachments().of(pod);
         let Some(attachment) = attached else { return self.find_process(pod) };
-        match open_attached(&attachment, &self.shared.config.proc) {
+        if let Some(process) = self.virtual_machine(pod) {
+            return Err(NotFound::Virtual { process });
+        }
+        match self.open_attached(&attachment) {
             Ok(sandbox) => Ok(sandbox),
             // It may be the one before; the process tells.
             Err(error) => self.find_process(pod).map_err(|_| error),
@@ -172,6 +174,17 @@ impl Sandboxes {
             (Source::Attachment(container), Some(attachment)) => attachment.container == *container,
             (Source::Process(process), None) => process.is_alive(),
             (Source::Process(_), Some(_)) | (Source::Attachment(_), None) => false,
+        }
+    }
+
+    /// Returns what the process is called that carries a pod's virtual machine, where one runs by now. The container runtime
+    /// names the network of such a pod as any other's, before anything of the pod runs. Only of pods with a runtime class,
+    /// since it takes a look at every process.
+    pub fn virtual_machine(&self, pod: &Workload) -> Option<String> {
+        let found = if pod.has_runtime_class { self.find_process(pod) } else { return None };
+        match found {
+            Err(NotFound::Virtual { process }) => Some(process),
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -206,6 +219,11 @@ impl Sandboxes {
         self.change(|attachments| attachments.retain(valid));
     }
 
+    /// Returns which namespace the container runtime means; none where it cannot be seen from here, which [`Self::find`] says.
+    pub fn inode(&self, attachment: &Attachment) -> Option<Inode> {
+        Inode::at(&self.path_of(attachment)).ok()
+    }
+
     /// Waits until a pod's sandbox may have come or gone.
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
@@ -238,6 +256,24 @@ impl Sandboxes {
         }
     }
 
+    fn open_attached(&self, attachment: &Attachment) -> Result<Sandbox, NotFound> {
+        let path = self.path_of(attachment);
+        let source = Source::Attachment(attachment.container.clone());
+        let name = path.display().to_string();
+        let opened = File::open(&path)
+            .and_then(|netns| Sandbox::new(netns, name, attachment.addresses.clone(), source));
+        opened.map_err(|source| NotFound::Attachment { path, source })
+    }
+
+    /// Returns where the agent sees the namespace that the runtime named. Runtimes without named namespaces say
+    /// `/proc/PID/ns/net`, and mean the host's /proc.
+    fn path_of(&self, attachment: &Attachment) -> PathBuf {
+        match attachment.netns.strip_prefix("/proc") {
+            Ok(rest) => self.shared.config.proc.join(rest),
+            Err(_) => attachment.netns.clone(),
+        }
+    }
+
     fn find_process(&self, pod: &Workload) -> Result<Sandbox, NotFound> {
         let (proc, cgroups) = (&self.shared.config.proc, &self.shared.view);
         let mut survey = lock(&self.shared.survey);
@@ -246,9 +282,9 @@ impl Sandboxes {
             let taken = taken.map_err(|source| NotFound::Proc { path: proc.clone(), source })?;
             *survey = Some((Instant::now(), taken));
         }
-        let candidate = survey.as_ref().and_then(|(_, survey)| survey.sandbox(&pod.uid));
+        let candidate = survey.as_ref().and_then(|(_, survey)| survey.sandbox(pod.uid_on_node()));
         let Some(candidate) = candidate else {
-            return Err(NotFound::Nowhere { uid: pod.uid.to_string(), proc: proc.clone() });
+            return Err(NotFound::Nowhere { uid: pod.uid_on_node().to_string(), proc: proc.clone() });
         };
         if let Some(process) = candidate.virtual_machine() {
             return Err(NotFound::Virtual { process: process.to_owned() });
@@ -263,8 +299,7 @@ impl Sandboxes {
 
 impl Sandbox {
     fn new(netns: File, name: String, addresses: Vec<IpAddr>, source: Source) -> io::Result<Self> {
-        let metadata = netns.metadata()?;
-        let inode = (metadata.dev(), metadata.ino());
+        let inode = Inode::of(&netns)?;
         Ok(Self { netns: Arc::new(netns), name, inode, addresses, source })
     }
 
@@ -281,8 +316,8 @@ impl Sandbox {
         &self.name
     }
 
-    /// Returns what the namespace is known by in the file system: device and inode (nsfs).
-    pub fn inode(&self) -> (u64, u64) {
+    /// Returns which namespace it is.
+    pub fn inode(&self) -> Inode {
         self.inode
     }
 
@@ -299,19 +334,6 @@ impl Sandbox {
 )]
 pub struct TooMany(usize);
 
-fn open_attached(attachment: &Attachment, proc: &Path) -> Result<Sandbox, NotFound> {
-    // Runtimes without named namespaces say /proc/PID/ns/net, and mean the host's.
-    let path = match attachment.netns.strip_prefix("/proc") {
-        Ok(rest) => proc.join(rest),
-        Err(_) => attachment.netns.clone(),
-    };
-    let source = Source::Attachment(attachment.container.clone());
-    let name = path.display().to_string();
-    let opened =
-        File::open(&path).and_then(|netns| Sandbox::new(netns, name, attachment.addresses.clone(), source));
-    opened.map_err(|source| NotFound::Attachment { path, source })
-}
-
 fn warn_unsaved(saved: io::Result<()>) {
     if let Err(error) = saved {
         tracing::warn!(%error, "the pods that the container runtime told of could not be saved: after a restart they are found by their processes");
@@ -320,4 +342,44 @@ fn warn_unsaved(saved: io::Result<()>) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+    use crate::mesh::{Identity, TrustDomain};
+
+    #[test]
+    fn a_namespace_that_the_runtime_names_by_a_process_is_sought_in_the_hosts_proc() {
+        let directory = tempfile::tempdir().unwrap();
+        // The host's process 4194305, which no process here can be: the kernel's limit of pids is lower.
+        let process = directory.path().join("proc/4194305/ns");
+        fs::create_dir_all(&process).unwrap();
+        symlink("/proc/self/ns/net", process.join("net")).unwrap();
+        let sandboxes = Sandboxes::new(Config {
+            proc: directory.path().join("proc"),
+            cgroups: directory.path().to_owned(),
+            saved: directory.path().join("attachments.json"),
+        });
+        let attachment = Attachment {
+            uid: "a-1".to_owned(),
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            container: "one".to_owned(),
+            interface: "eth0".to_owned(),
+            netns: "/proc/4194305/ns/net".into(),
+            addresses: Vec::new(),
+        };
+        let own = Inode::at(Path::new("/proc/self/ns/net")).unwrap();
+        assert_eq!(sandboxes.inode(&attachment), Some(own));
+
+        sandboxes.attach(attachment).unwrap();
+        let domain: TrustDomain = "cluster.local".parse().unwrap();
+        let identity = Identity::new(domain, "shop", "web").unwrap();
+        let unknown = Workload::unknown("shop".into(), Arc::default(), identity);
+        let pod = Workload { uid: "a-1".into(), name: "web".into(), ..unknown };
+        assert_eq!(sandboxes.find(&pod).unwrap().inode(), own);
+    }
 }

@@ -13,15 +13,13 @@ use tokio::{sync::Notify, time::sleep};
 
 use super::{
     Sandboxes,
-    cgroups::{is_kubepods, is_qos, pod_uid},
+    cgroups::{each_kubepods, is_qos, pod_uid},
 };
 
 /// How often the cgroups are looked at where no event comes: the kubelet makes those of all pods once.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long events are gathered: a pod's start makes several.
 const GATHER: Duration = Duration::from_millis(20);
-/// How far below the root the cgroup of all pods is looked for.
-const LEVELS: u32 = 4;
 /// More directories than a node has pods: beyond, the clock has to do.
 const MAX_WATCHES: usize = 2048;
 
@@ -73,8 +71,12 @@ impl Watched {
     /// Watches every directory that is new, and returns whether there was one.
     fn look(&mut self, root: &Path) -> bool {
         let mut found = HashSet::new();
-        // Cgroups come and go; what cannot be read is looked at again.
-        let _ = search(root, LEVELS, &mut found);
+        // What cannot be read is looked at again.
+        let _ = each_kubepods(root, &mut |all| {
+            if let Some(name) = all.file_name().to_str() {
+                let _ = search_pods(&all.path(), name, &mut found);
+            }
+        });
         for gone in self.directories.difference(&found) {
             // The kernel has removed it with the directory.
             let _ = self.watcher.unwatch(gone);
@@ -94,18 +96,7 @@ impl Watched {
     }
 }
 
-/// Finds the cgroups of all pods, those of the QoS classes, and those of pods.
-fn search(directory: &Path, levels: u32, found: &mut HashSet<PathBuf>) -> io::Result<()> {
-    for (name, path) in directories(directory)? {
-        if is_kubepods(&name) {
-            let _ = search_pods(&path, &name, found);
-        } else if levels > 1 {
-            let _ = search(&path, levels - 1, found);
-        }
-    }
-    Ok(())
-}
-
+/// Finds the cgroup of all pods itself, those of the QoS classes in it, and those of pods.
 fn search_pods(directory: &Path, all: &str, found: &mut HashSet<PathBuf>) -> io::Result<()> {
     found.insert(directory.to_owned());
     for (name, path) in directories(directory)? {

@@ -45,5 +45,6 @@ mod tests {
         assert_eq!(library("\t/lib64/ld-linux-x86-64.so.2 (0x1)"), Some("/lib64/ld-linux-x86-64.so.2"));
         assert_eq!(library("\tlinux-vdso.so.1 (0x1)"), None);
         assert!(of(&find("sleep").unwrap()).unwrap().iter().any(|path| path.ends_with("libc.so.6")));
+        assert!(!super::super::is_static(&find("sleep").unwrap()).unwrap());
     }
 }

@@ -23,6 +23,14 @@ use anyhow::{Context, Result};
 pub use self::archive::{Written, architecture};
 use self::layer::Entry;
 
+/// Whether a program of this machine runs where there are no libraries.
+///
+/// # Errors
+/// Where it cannot be told, or the program does not even run here.
+pub fn is_static(program: &Path) -> Result<bool> {
+    Ok(libraries::of(program)?.is_empty())
+}
+
 /// An image in the making.
 #[derive(Clone, Debug)]
 pub struct Image {

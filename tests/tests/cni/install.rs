@@ -1,5 +1,7 @@
 //! The plugin's place in the node's configuration: taken, kept, and given back.
 
+use std::process::{Command, Stdio};
+
 use lab::{Agent, PATIENCE, eventually};
 use serde_json::Value;
 
@@ -82,6 +84,24 @@ fn a_broken_configuration_is_reported_and_stays_as_it_is() {
     world.node.write("10-pods.conflist", &world.node.list());
     eventually(PATIENCE, || is_last(&world.node.read("10-pods.conflist")));
     eventually(PATIENCE, || !world.readiness().contains("CNI plugin"));
+}
+
+/// A host may have another libc than the agent was built with, or none.
+#[test]
+fn the_plugin_needs_no_library_of_the_host() {
+    let world = World::new();
+    let plugin = world.node.binaries.join("culvert-cni");
+    assert!(
+        lab::image::is_static(&plugin).unwrap(),
+        "the program under test is not linked as it is shipped: `cargo xtask build` instead of `cargo build`"
+    );
+    let host = world.mesh.directory().join("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::copy(plugin, host.join("culvert-cni")).unwrap();
+    let mut command = Command::new("chroot");
+    command.arg(&host).arg("/culvert-cni").env("CNI_COMMAND", "VERSION").stdin(Stdio::null());
+    let output = command.output().unwrap();
+    assert!(output.status.success() && text(&output).contains("supportedVersions"), "{}", text(&output));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A node whose pods get their network from a chain of plugins.
 
 use std::{
+    ffi::OsString,
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -8,7 +9,7 @@ use std::{
 };
 
 use lab::{
-    Agent, Mesh, PATIENCE, Pod,
+    Agent, ApiServer, Mesh, PATIENCE, Pod,
     cluster::Tools,
     eventually,
     manifest::{MESH_LABEL, PodManifest},
@@ -48,13 +49,28 @@ pub(crate) struct Sandbox<'a> {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(Mesh::new().unwrap(), &[])
+    }
+
+    /// One whose `node-a` also has objects from an API server on `node-b`. `prepare` gives that what the agent needs, and
+    /// returns the agent's kubeconfig.
+    pub(crate) fn of_api_server(prepare: impl FnOnce(&ApiServer) -> PathBuf) -> (ApiServer, Self) {
         let mesh = Mesh::new().unwrap();
+        let server = ApiServer::start_on(&mesh, "node-b").unwrap();
+        server.kubectl(&["apply", "-f", "-"], &definitions()).unwrap();
+        let kubeconfig = prepare(&server).into_os_string();
+        let world = Self::with(mesh, &["--kube".into(), "--kubeconfig".into(), kubeconfig]);
+        (server, world)
+    }
+
+    fn with(mesh: Mesh, args: &[OsString]) -> Self {
         let node = Node::new(&mesh);
         node.write("10-pods.conflist", &node.list());
         let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
         let echo = server.serve(8080, tcp::echo).unwrap();
         let a = mesh.agent("node-a").arg("--cni-conf-dir").arg(&node.configurations);
-        let a = a.arg("--cni-bin-dir").arg(&node.binaries).start().unwrap();
+        let a = a.arg("--cni-bin-dir").arg(&node.binaries);
+        let a = args.iter().fold(a, |a, arg| a.arg(arg)).start().unwrap();
         let b = mesh.agent("node-b").start().unwrap();
         a.wait_ready().unwrap();
         b.wait_ready().unwrap();
@@ -197,6 +213,11 @@ impl Drop for Sandbox<'_> {
         let _ = self.run("del");
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
     }
+}
+
+/// What `culvert crds` prints.
+fn definitions() -> String {
+    text(&Command::new(lab::culvert().unwrap()).arg("crds").output().unwrap())
 }
 
 pub(crate) fn text(output: &Output) -> String {

@@ -63,9 +63,24 @@ fn the_agents_may_do_what_they_need_and_nothing_else() {
     ];
     assert_eq!(rights(cluster, "culvert", "default"), everywhere);
     let mut at_home: Vec<_> = everywhere.map(str::to_owned).to_vec();
-    at_home.extend(["leases culvert-policy-status: get update", "leases: create"].map(str::to_owned));
+    at_home.extend(
+        [
+            "leases culvert-policy-status: get update",
+            "leases: create",
+            "serviceaccounts/token culvert-cni: create",
+        ]
+        .map(str::to_owned),
+    );
     at_home.sort();
     assert_eq!(rights(cluster, "culvert", ROOT), at_home);
+}
+
+#[test]
+fn the_cni_plugin_may_look_at_the_pod_that_starts_and_nothing_else() {
+    let (cluster, _used) = shared();
+    for namespace in ["default", ROOT] {
+        assert_eq!(rights(cluster, "culvert-cni", namespace), ["namespaces: get", "pods: get"]);
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) const GROUPS: &[(Purpose, Group)] = &[
     (
         Purpose::Build,
         Group {
-            why: "a C compiler and linker, for Rust itself and for aws-lc (TLS)",
+            why: "a C compiler, linker and libc, for Rust itself, for aws-lc (TLS), and to be linked into the agent",
             packages: &["gcc", "g++", "libc6-dev", "make", "ca-certificates", "git"],
         },
     ),

@@ -12,10 +12,10 @@ const MODULES: &[(&str, &[&str])] = &[
     ("control", &["mesh", "apiserver"]),
     // The API server as several components know it: how it is reached, who leads.
     ("apiserver", &[]),
-    ("sandbox", &["mesh"]),
+    ("sandbox", &["mesh", "run_directory"]),
     // The protocol between the CNI plugin, the agent and the API server, and the plugin's place in the node's configuration.
-    ("cni", &["mesh", "sandbox", "apiserver"]),
-    ("capture", &["mesh", "sandbox"]),
+    ("cni", &["mesh", "sandbox", "apiserver", "run_directory"]),
+    ("capture", &["mesh", "sandbox", "run_directory"]),
     ("hbone", &["mesh", "identity"]),
     ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
     ("enroll", &["mesh", "identity", "capture", "proxy", "sandbox"]),
@@ -40,6 +40,7 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     ("shutdown", &[]),
+    ("run_directory", &[]),
 ];
 
 /// The modules that put the others together, and may import them all.

@@ -6,6 +6,7 @@
 mod files;
 mod kubeconfig;
 mod list;
+mod problems;
 
 use std::{
     io,
@@ -23,7 +24,8 @@ use tokio::{
 
 use super::NAME;
 
-pub use kubeconfig::{Error as KubeconfigError, keep_fresh};
+pub use kubeconfig::Kubeconfig;
+pub use problems::Problems;
 
 /// How often the configuration is looked at where nothing happens.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -109,15 +111,11 @@ pub async fn keep(config: Config, problem: watch::Sender<String>) {
         let now = config.clone();
         let installed = tokio::task::spawn_blocking(move || install(&now)).await;
         let Ok(installed) = installed else { return };
-        let text = installed.err().map(|error| error.to_string()).unwrap_or_default();
-        problem.send_if_modified(|known| {
-            let new = *known != text;
-            if new && !text.is_empty() {
-                tracing::warn!(error = text, "the CNI plugin is not in the chain: pods are found by their cgroups, after they have started");
-            }
-            *known = text;
-            new
-        });
+        problems::note(
+            &problem,
+            installed.err(),
+            "the CNI plugin is not in the chain: pods are found by their cgroups, after they have started",
+        );
         sleep(PAUSE).await;
         // Looked at again at the deadline too.
         let _ = timeout(LOOK_AGAIN, changed.notified()).await;

@@ -1,6 +1,6 @@
 //! Pod to Workload.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 
@@ -33,6 +33,7 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
     let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty());
     let workload = Workload {
         uid: uid.map_or_else(|| format!("{}/{}", key.namespace, key.name).into(), Into::into),
+        kubelet_uid: kubelet_uid(pod),
         namespace: key.namespace.as_str().into(),
         name: key.name.as_str().into(),
         app: label(labels, &["app.kubernetes.io/name", "app"]).unwrap_or(workload).into(),
@@ -47,6 +48,7 @@ pub(super) fn convert(pod: &Pod, key: &Key, settings: &Settings) -> Result<Optio
         receives_hbone: pod_labels.receives_hbone(enrollment),
         marked: annotation(pod, ENROLLED).map(|value| value == "true"),
         netns: netns(pod)?,
+        has_runtime_class: spec.runtime_class_name.as_ref().is_some_and(|name| !name.is_empty()),
         ports: named_ports(spec)?,
         terminating: pod.metadata.deletion_timestamp.is_some(),
     };
@@ -125,6 +127,15 @@ fn netns(pod: &Pod) -> Result<Option<NetnsRef>, Invalid> {
     }
 }
 
+/// What the kubelet calls a static pod: a hash without dashes (its `applyDefaults`). With a dash it would be the uid of a pod
+/// of the API server's, which is nobody's mirror.
+fn kubelet_uid(pod: &Pod) -> Option<Arc<str>> {
+    let hash = annotation(pod, MIRROR)?;
+    let is_hash =
+        (1..=MAX_HASH).contains(&hash.len()) && hash.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_hash.then(|| hash.into())
+}
+
 /// The named TCP ports of the containers that run beside each other: sidecars in Kubernetes' own sense among them.
 fn named_ports(spec: &PodSpec) -> Result<Vec<NamedPort>, Invalid> {
     let containers = spec.containers.iter().enumerate().map(|entry| ("containers", entry));
@@ -180,3 +191,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 /// The annotation by which a pod's agent says that it receives HBONE for the pod.
 pub(in crate::control) const ENROLLED: &str = "culvert.dev/enrolled";
 const NETNS: &str = "culvert.dev/netns";
+/// By which the kubelet marks the API server's object of a static pod (`k8s.io/kubernetes/pkg/kubelet/types`).
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Longer than any hash that the kubelet makes, which is 32.
+const MAX_HASH: usize = 64;

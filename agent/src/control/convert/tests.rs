@@ -47,6 +47,19 @@ fn pod(more: Value) -> Workload {
     }
 }
 
+#[test]
+fn a_static_pod_is_known_by_the_kubelets_hash_and_by_nothing_that_another_pod_could_be_called() {
+    let hash = |value: &str| {
+        let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": value}}});
+        pod(mirror).kubelet_uid.map(|hash| hash.to_string())
+    };
+    assert_eq!(hash("0123456789abcdef0123456789abcdef").as_deref(), Some("0123456789abcdef0123456789abcdef"));
+    for wrong in ["", "3ad2ad9f-0a8c-4d48-a8ac-9c9e0d6a0b1c", "../x", &"a".repeat(65)] {
+        assert_eq!(hash(wrong), None, "{wrong}");
+    }
+    assert_eq!(pod(json!({})).uid_on_node(), &pod(json!({})).uid);
+}
+
 fn service(more: Value) -> mesh::Service {
     match convert(object("Service", more)) {
         Ok(Content::Service(Some(service))) => *service,

@@ -21,6 +21,7 @@ use super::{
     Health,
     policies::Policies,
 };
+use crate::apiserver::chain;
 
 /// Where what a watch says goes.
 #[derive(Debug)]
@@ -173,17 +174,3 @@ const ANEW: Duration = Duration::from_millis(200);
 /// Nobody takes what is sent any more.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unwanted;
-
-/// An error with its causes: the client's own say no more than that a service failed.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
-}
