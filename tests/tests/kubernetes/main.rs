@@ -5,6 +5,7 @@
 //! run alone.
 
 mod enrolment;
+mod failure;
 mod install;
 mod rights;
 mod update;

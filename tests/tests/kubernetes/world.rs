@@ -1,6 +1,9 @@
 //! The shared cluster with Culvert installed, and the namespaces of the tests in it.
 
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    fs,
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use lab::{
     Cluster, PATIENCE,
@@ -70,6 +73,16 @@ pub(crate) fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) {
         let pods = cluster.kubectl(&["-n", namespace, "describe", "pods"], "").unwrap_or_default();
         let log = cluster.kubectl(&["-n", namespace, "logs", workload, "--tail=50"], "").unwrap_or_default();
         panic!("{workload} is not rolled out: {error:#}\n{pods}\n{log}");
+    }
+}
+
+/// Waits, in a test that has perhaps failed already, until Culvert is all there again for the next one; what is wrong is printed.
+pub(crate) fn settle(cluster: &Cluster) {
+    for workload in ["deployment/culvert-ca", "daemonset/culvert"] {
+        let args = ["-n", ROOT, "rollout", "status", workload, "--timeout=120s"];
+        if let Err(error) = cluster.kubectl(&args, "") {
+            println!("{workload} is not put right: {error:#}");
+        }
     }
 }
 
@@ -209,7 +222,20 @@ pub(crate) fn agent_pod(cluster: &Cluster, node: &ClusterNode) -> Option<String>
     Some(living["metadata"]["name"].as_str()?.to_owned())
 }
 
-fn agent_log(cluster: &Cluster, node: &ClusterNode) -> String {
+/// The process of a node's agent: of the pod that [`agent_pod`] finds.
+pub(crate) fn agent_process(cluster: &Cluster, node: &ClusterNode) -> Option<i32> {
+    let pod = cluster.get(&["-n", ROOT, "pod", &agent_pod(cluster, node)?]).ok()?;
+    let uid = pod["metadata"]["uid"].as_str()?;
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let process = entry.file_name().to_str()?.parse().ok()?;
+        // Probes are run in the same cgroup.
+        (read("cmdline").starts_with("/usr/bin/culvert\0agent\0") && read("cgroup").contains(uid))
+            .then_some(process)
+    })
+}
+
+pub(crate) fn agent_log(cluster: &Cluster, node: &ClusterNode) -> String {
     let pod = agent_pod(cluster, node).expect("the node's agent");
     cluster.kubectl(&["-n", ROOT, "logs", &pod], "").unwrap()
 }

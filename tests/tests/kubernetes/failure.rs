@@ -1,0 +1,79 @@
+//! What goes on while something of the cluster is away.
+
+use std::{path::Path, time::Duration};
+
+use lab::{Cluster, PATIENCE, cluster::images, eventually};
+
+use crate::world::{ROOT, Shop, agent_pod, agent_process, alone, is_enrolled, rolled_out, settle};
+
+/// The kubelet makes a sandbox anew after ten seconds and more.
+const AGAIN: Duration = Duration::from_secs(90);
+
+/// While this lives no node has an agent: the DaemonSet's pods fit nowhere. Its end waits until they are back.
+struct Nowhere(&'static Cluster);
+
+impl Nowhere {
+    fn send(cluster: &'static Cluster) -> Self {
+        let nowhere = Self(cluster);
+        let selector =
+            r#"{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"nowhere"}}}}}"#;
+        cluster.kubectl(&["-n", ROOT, "patch", "daemonset", "culvert", "-p", selector], "").unwrap();
+        nowhere
+    }
+}
+
+impl Drop for Nowhere {
+    fn drop(&mut self) {
+        let back = r#"[{"op":"remove","path":"/spec/template/spec/nodeSelector/kubernetes.io~1hostname"}]"#;
+        let args = ["-n", ROOT, "patch", "daemonset", "culvert", "--type=json", "-p", back];
+        if let Err(error) = self.0.kubectl(&args, "") {
+            println!("the agents stay away: {error:#}");
+        }
+        settle(self.0);
+    }
+}
+
+#[test]
+fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
+    let (cluster, _alone) = alone();
+    let shop = Shop::open(cluster, "away", true);
+    let node = cluster.node("node-b");
+    let agent = eventually(PATIENCE, || agent_process(cluster, node));
+    let nowhere = Nowhere::send(cluster);
+    eventually(AGAIN, || {
+        // One that has no programs any more is not waited for.
+        if let Some(pod) = agent_pod(cluster, node) {
+            let _ = cluster.kubectl(&["-n", ROOT, "delete", "pod", &pod, "--grace-period=0", "--force"], "");
+        }
+        agent_pod(cluster, node).is_none()
+    });
+    // Until its process has ended it serves, whatever the API server has of it.
+    eventually(AGAIN, || !Path::new("/proc").join(agent.to_string()).exists());
+    let capture = cluster.capture(node).unwrap();
+    shop.apply(&EARLY.replace("IMAGE", images::TOOLS).replace("NODE", &node.unique_name()));
+    let refused = eventually(AGAIN, || {
+        let events = shop.kubectl(&["get", "events", "--field-selector", "involvedObject.name=early"]);
+        events.contains("FailedCreatePodSandBox").then_some(events.clone()).ok_or(events)
+    });
+    assert!(refused.contains("agent is away"), "it says why: {refused}");
+    drop(nowhere);
+    rolled_out(cluster, ROOT, "daemonset/culvert");
+    eventually(AGAIN, || is_enrolled(&cluster.get(&["-n", "away", "pod", "early"]).unwrap()));
+    eventually(PATIENCE, || shop.kubectl(&["logs", "early"]).contains("greets"));
+    let captured = capture.stop().unwrap();
+    assert!(!captured.contains("from-the-early-pod"), "it was read on the wire");
+}
+
+const EARLY: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: early}
+spec:
+  nodeName: NODE
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: IMAGE
+    imagePullPolicy: Never
+    command: [bash, -c, 'while true; do curl -sS -m 5 http://$WEB_SERVICE_HOST/from-the-early-pod 2>&1; sleep 1; done']
+";
