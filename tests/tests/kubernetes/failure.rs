@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use lab::{Cluster, PATIENCE, cluster::images, eventually};
+use lab::{Cluster, ClusterNode, NodeDaemon, PATIENCE, cluster::images, eventually};
 
 use crate::world::{ROOT, Shop, agent_pod, agent_process, alone, is_enrolled, rolled_out, settle};
 
@@ -62,6 +62,36 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
     eventually(PATIENCE, || shop.kubectl(&["logs", "early"]).contains("greets"));
     let captured = capture.stop().unwrap();
     assert!(!captured.contains("from-the-early-pod"), "it was read on the wire");
+}
+
+/// Sees to it that a program of a node runs at the end of a test.
+struct Running(&'static ClusterNode, NodeDaemon);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.pid(self.1).is_none()
+            && let Err(error) = self.0.start(self.1)
+        {
+            println!("{:?} of {} does not run: {error:#}", self.1, self.0.name());
+        }
+    }
+}
+
+#[test]
+fn containerd_and_the_kubelet_may_be_started_again() {
+    let (cluster, _alone) = alone();
+    let shop = Shop::open(cluster, "restarted", true);
+    let node = cluster.node("node-b");
+    for daemon in [NodeDaemon::Containerd, NodeDaemon::Kubelet] {
+        let _running = Running(node, daemon);
+        node.restart(daemon).unwrap();
+        shop.wait_answers(10);
+    }
+    shop.kubectl(&["scale", "deployment/web", "--replicas=4"]);
+    rolled_out(cluster, "restarted", "deployment/web");
+    shop.wait_enrolled(true);
+    shop.wait_answers(20);
+    shop.assert_no_failure();
 }
 
 const EARLY: &str = "
