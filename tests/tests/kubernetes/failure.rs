@@ -2,12 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
-use lab::{Cluster, ClusterNode, NodeDaemon, PATIENCE, cluster::images, eventually};
+use lab::{Cluster, ClusterNode, ControlPlane, NodeDaemon, PATIENCE, cluster::images, eventually};
 
 use crate::world::{ROOT, Shop, agent_pod, agent_process, alone, is_enrolled, rolled_out, settle};
 
 /// The kubelet makes a sandbox anew after ten seconds and more.
 const AGAIN: Duration = Duration::from_secs(90);
+
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_secs(30);
 
 /// While this lives no node has an agent: the DaemonSet's pods fit nowhere. Its end waits until they are back.
 struct Nowhere(&'static Cluster);
@@ -64,6 +67,25 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
     assert!(!captured.contains("from-the-early-pod"), "it was read on the wire");
 }
 
+/// While this lives a program of the control plane is stopped.
+struct Stopped(&'static Cluster, ControlPlane);
+
+impl Stopped {
+    fn stop(cluster: &'static Cluster, program: ControlPlane) -> Self {
+        let stopped = Self(cluster, program);
+        cluster.stop(program).unwrap();
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.start(self.1) {
+            println!("it stays stopped: {error:#}");
+        }
+    }
+}
+
 /// Sees to it that a program of a node runs at the end of a test.
 struct Running(&'static ClusterNode, NodeDaemon);
 
@@ -92,6 +114,26 @@ fn containerd_and_the_kubelet_may_be_started_again() {
     shop.wait_enrolled(true);
     shop.wait_answers(20);
     shop.assert_no_failure();
+}
+
+#[test]
+fn the_api_server_may_be_away_and_what_changed_is_caught_up_with() {
+    let (cluster, _alone) = alone();
+    let shop = Shop::open(cluster, "offline", true);
+    let before = shop.answers().len();
+    let stopped = Stopped::stop(cluster, ControlPlane::ApiServer);
+    // Nothing is waited for: it is away for this long, whatever happens. The client cannot be asked either.
+    std::thread::sleep(AWAY);
+    drop(stopped);
+    shop.wait_answers(10);
+    assert!(shop.answers().len() > before + 50, "it has asked all the while");
+    shop.assert_no_failure();
+    shop.kubectl(&["scale", "deployment/web", "--replicas=3"]);
+    rolled_out(cluster, "offline", "deployment/web");
+    shop.wait_enrolled(true);
+    shop.wait_answers(20);
+    shop.assert_no_failure();
+    shop.assert_unharmed();
 }
 
 const EARLY: &str = "
