@@ -7,6 +7,7 @@
 mod enrolment;
 mod failure;
 mod install;
+mod killed;
 mod rights;
 mod update;
 mod world;
