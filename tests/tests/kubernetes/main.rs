@@ -4,6 +4,7 @@
 //! All tests share one cluster with Culvert in it, each in a namespace of its own. Those that take something of the cluster away
 //! run alone.
 
+mod addresses;
 mod authority;
 mod enrolment;
 mod failure;
