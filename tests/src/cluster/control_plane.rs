@@ -190,7 +190,7 @@ impl ControlPlane {
 }
 
 /// The port at which etcd takes clients.
-const ETCD: u16 = 2379;
+pub(crate) const ETCD: u16 = 2379;
 
 /// The ports of the controller manager and of the scheduler, by default.
 const CONTROLLERS: u16 = 10257;

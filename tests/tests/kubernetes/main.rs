@@ -4,9 +4,13 @@
 //! All tests share one cluster with Culvert in it, each in a namespace of its own. Those that take something of the cluster away
 //! run alone.
 
+mod addresses;
+mod authority;
 mod changes;
 mod enrolment;
+mod failure;
 mod install;
+mod killed;
 mod rights;
 mod update;
 mod world;

@@ -1,6 +1,11 @@
 //! The shared cluster with Culvert installed, and the namespaces of the tests in it.
 
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use lab::{
     Cluster, PATIENCE,
@@ -34,11 +39,46 @@ fn installed() -> &'static Cluster {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     let cluster = Cluster::shared("labmesh");
     INSTALLED.get_or_init(|| {
+        BEFORE.get_or_init(|| traces(cluster));
         cluster.add_image(&images::tools().unwrap()).unwrap();
         cluster.add_image(&images::culvert(images::CULVERT, &culvert().unwrap()).unwrap()).unwrap();
         install(cluster);
     });
     cluster
+}
+
+static BEFORE: OnceLock<Traces> = OnceLock::new();
+
+/// What Culvert could leave on nodes, by path: files with their content, and pins.
+pub(crate) type Traces = BTreeMap<String, Vec<u8>>;
+
+/// What was on the nodes before Culvert was installed.
+pub(crate) fn before() -> &'static Traces {
+    BEFORE.get().expect("it is installed")
+}
+
+/// What is on the nodes: the CNI's configuration, byte for byte, and its plugins; files of Culvert's own; pins.
+pub(crate) fn traces(cluster: &Cluster) -> Traces {
+    let mut found = Traces::new();
+    for node in cluster.nodes() {
+        for folder in [node.cni_conf_dir(), node.cni_bin_dir(), node.path("/run/culvert")] {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                // A socket has no content.
+                let content = fs::read(entry.path()).unwrap_or_default();
+                found.insert(entry.path().display().to_string(), content);
+            }
+        }
+        let pins = pins(node);
+        if pins.exists() {
+            found.insert(pins.display().to_string(), Vec::new());
+        }
+    }
+    found
+}
+
+/// Where a node's agent pins what it puts into the kernel.
+pub(crate) fn pins(node: &ClusterNode) -> PathBuf {
+    Path::new("/sys/fs/bpf/culvert").join(node.unique_name())
 }
 
 /// Installs Culvert as docs/install.md says.
@@ -70,6 +110,16 @@ pub(crate) fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) {
         let pods = cluster.kubectl(&["-n", namespace, "describe", "pods"], "").unwrap_or_default();
         let log = cluster.kubectl(&["-n", namespace, "logs", workload, "--tail=50"], "").unwrap_or_default();
         panic!("{workload} is not rolled out: {error:#}\n{pods}\n{log}");
+    }
+}
+
+/// Waits, in a test that has perhaps failed already, until Culvert is all there again for the next one; what is wrong is printed.
+pub(crate) fn settle(cluster: &Cluster) {
+    for workload in ["deployment/culvert-ca", "daemonset/culvert"] {
+        let args = ["-n", ROOT, "rollout", "status", workload, "--timeout=120s"];
+        if let Err(error) = cluster.kubectl(&args, "") {
+            println!("{workload} is not put right: {error:#}");
+        }
     }
 }
 
@@ -157,6 +207,9 @@ impl Shop {
         let failed: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("200 ")).collect();
         if !failed.is_empty() {
             for node in self.cluster.nodes() {
+                if agent_pod(self.cluster, node).is_none() {
+                    continue;
+                }
                 let log = agent_log(self.cluster, node);
                 let wrong = log.lines().filter(|line| !line.contains("\"result\":\"ok\""));
                 let last: Vec<_> = wrong.collect::<Vec<_>>().into_iter().rev().take(30).collect();
@@ -223,7 +276,20 @@ pub(crate) fn agent_pod(cluster: &Cluster, node: &ClusterNode) -> Option<String>
     Some(living["metadata"]["name"].as_str()?.to_owned())
 }
 
-fn agent_log(cluster: &Cluster, node: &ClusterNode) -> String {
+/// The process of a node's agent: of the pod that [`agent_pod`] finds.
+pub(crate) fn agent_process(cluster: &Cluster, node: &ClusterNode) -> Option<i32> {
+    let pod = cluster.get(&["-n", ROOT, "pod", &agent_pod(cluster, node)?]).ok()?;
+    let uid = pod["metadata"]["uid"].as_str()?;
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        let process = entry.file_name().to_str()?.parse().ok()?;
+        // Probes are run in the same cgroup.
+        (read("cmdline").starts_with("/usr/bin/culvert\0agent\0") && read("cgroup").contains(uid))
+            .then_some(process)
+    })
+}
+
+pub(crate) fn agent_log(cluster: &Cluster, node: &ClusterNode) -> String {
     let pod = agent_pod(cluster, node).expect("the node's agent");
     cluster.kubectl(&["-n", ROOT, "logs", &pod], "").unwrap()
 }
