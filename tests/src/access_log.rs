@@ -10,7 +10,7 @@ pub struct AccessRecord(Value);
 
 impl AccessRecord {
     /// The lines of a JSON access log; a line that is cut short (still being written) is left out.
-    pub(crate) fn parse(text: &str) -> Vec<Self> {
+    pub fn parse(text: &str) -> Vec<Self> {
         text.lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
             .filter(Value::is_object)

@@ -37,9 +37,14 @@ impl Report {
         println!("\n{}", self.paint(Style::Bold, text));
     }
 
+    /// A command that is run now, as a person would type it.
+    pub(crate) fn command(&self, text: &str) {
+        println!("  {}", self.paint(Style::Bold, &format!("$ {text}")));
+    }
+
     /// A line that explains.
     pub(crate) fn line(&self, text: &str) {
-        println!("  {text}");
+        println!("{}", format!("  {text}").trim_end());
     }
 
     /// A line in the background.
@@ -87,6 +92,11 @@ impl Report {
 /// A row of a table.
 pub(crate) fn row<const N: usize>(cells: [&str; N]) -> [String; N] {
     cells.map(str::to_owned)
+}
+
+/// A number of things for people: `1 request`, `2 requests`.
+pub(crate) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Bytes for people: `812 B`, `1.4 kB`, `3.2 MB`.

@@ -26,7 +26,7 @@ use crate::{
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// The cluster: lower-case letters and digits. Several can be up at once
-    #[arg(long, global = true, default_value = "culvert", env = "CULVERT_CLUSTER")]
+    #[arg(long, global = true, default_value = DEFAULT, env = "CULVERT_CLUSTER")]
     name: String,
 
     /// Everything is installed and built: only do it, as root
@@ -71,6 +71,9 @@ struct Words {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }
+
+/// The cluster of whoever names none.
+const DEFAULT: &str = "culvert";
 
 /// Does it. `kubectl`, `helm` and `enter` replace this process, so that their exit status is its own.
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -138,8 +141,9 @@ fn down(name: &str) -> Result<()> {
 }
 
 fn find(name: &str) -> Result<Cluster> {
-    Cluster::find(name)?
-        .with_context(|| format!("there is no cluster {name}; `cargo xtask cluster up` brings one up"))
+    Cluster::find(name)?.with_context(|| {
+        format!("there is no cluster {name}; `cargo xtask cluster --name {name} up` brings one up")
+    })
 }
 
 fn enter(cluster: &Cluster, node: &str, words: &[OsString]) -> Result<()> {
@@ -159,7 +163,7 @@ fn replace(command: &mut Command) -> Result<()> {
 }
 
 /// Says what is done, and when: seconds since the beginning.
-fn tell(what: &str) {
+pub(crate) fn tell(what: &str) {
     static START: OnceLock<Instant> = OnceLock::new();
     let elapsed = START.get_or_init(Instant::now).elapsed();
     println!("cluster: {:4.1} s: {what}", elapsed.as_secs_f64());

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use lab::Cluster;
 
+use super::DEFAULT;
+
 /// Shows nodes, pods, programs and places.
 pub(super) fn show(cluster: &Cluster) -> Result<()> {
     for what in ["nodes", "pods --all-namespaces"] {
@@ -30,7 +32,11 @@ pub(super) fn hints(cluster: &Cluster) {
         let (netns, own) = (format!("/run/netns/{}", node.unique_name()), node.path(""));
         println!("{:<11} {}; namespace {netns}, files {}", node.name(), node.unique_name(), own.display());
     }
-    println!("\ncargo xtask cluster kubectl get pods -A");
-    println!("cargo xtask cluster enter node-a ss -tlnp");
-    println!("cargo xtask cluster down");
+    let task = match cluster.name() {
+        DEFAULT => "cargo xtask cluster".to_owned(),
+        name => format!("cargo xtask cluster --name {name}"),
+    };
+    println!("\n{task} kubectl get pods -A");
+    println!("{task} enter node-a ss -tlnp");
+    println!("{task} down");
 }

@@ -1,15 +1,17 @@
-//! `cargo xtask demo`: the mesh at work on real programs, shown in one page.
+//! `cargo xtask demo`: the mesh at work on real programs, shown in one page; with `--cluster`, in Kubernetes ([`kubernetes`]).
 //!
 //! The user's part installs what is missing and builds; it then replaces itself, by `sudo` where it is not root, with
 //! the part that needs root: namespaces, agents with eBPF programs, a capture. That part writes to `/run` and to the
-//! temporary directory only, so that nothing in the checkout ever belongs to root.
+//! temporary directory only, so that nothing in the checkout or in the cache ever belongs to root.
 //!
 //! ```text
 //! setup ──► cargo build ──► (sudo) stage: nodes, pods, programs ──► traffic, cost ──► report
 //! ```
 
+mod connections;
 mod cost;
 mod explore;
+mod kubernetes;
 mod stage;
 mod traffic;
 mod wire;
@@ -21,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lab::Mesh;
+use lab::{Mesh, cluster::tools};
 
 use self::stage::Stage;
 use crate::{
@@ -38,6 +40,10 @@ pub(crate) struct Options {
     #[arg(long)]
     keep: bool,
 
+    /// In a Kubernetes cluster of two nodes on this machine: the chart, a label, policies
+    #[arg(long)]
+    cluster: bool,
+
     /// Everything is installed and built: only show it, as root
     #[arg(long, hide = true)]
     built: bool,
@@ -46,9 +52,9 @@ pub(crate) struct Options {
 /// Shows the mesh at work. An error where something that is claimed about it does not hold.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.built {
-        return show(options.keep);
+        return if options.cluster { kubernetes::show(options.keep) } else { show(options.keep) };
     }
-    setup::run(setup::Purpose::Demo)?;
+    setup::run(if options.cluster { setup::Purpose::Cluster } else { setup::Purpose::Demo })?;
     become_root(options, &build()?)
 }
 
@@ -60,15 +66,22 @@ fn build() -> Result<PathBuf> {
 
 /// Replaces this process with the part that needs root, so that Ctrl-C reaches that part alone.
 fn become_root(options: &Options, culvert: &Path) -> Result<()> {
-    let root = Root::acquire("making network namespaces in which agents load eBPF programs")?;
+    let root = Root::acquire(if options.cluster {
+        "a cluster's network namespaces, containers and eBPF programs"
+    } else {
+        "making network namespaces in which agents load eBPF programs"
+    })?;
     let this = std::env::current_exe().context("finding this program's own path")?;
     // The namespaces' names begin so; demos and tests on one machine leave each other alone.
     let mut variables = vec![("CULVERT_BIN", culvert.as_os_str().to_owned()), ("LAB_PREFIX", "demo".into())];
+    variables.extend([(tools::CACHE_VARIABLE, layout::cache()?.into_os_string()), ("PATH", command::path())]);
     variables.extend(std::env::var_os("NO_COLOR").map(|value| ("NO_COLOR", value)));
     let mut command = root.command(this, &variables);
     command.args(["demo", "--built"]);
-    if options.keep {
-        command.arg("--keep");
+    for (set, argument) in [(options.keep, "--keep"), (options.cluster, "--cluster")] {
+        if set {
+            command.arg(argument);
+        }
     }
     Err(command.exec()).context("starting the part that needs root")
 }

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use lab::{AccessRecord, Agent, Captured, Pod, try_eventually};
 
 use super::{
+    connections,
     stage::{ECHO, Stage},
     wire::BEFORE,
 };
-use crate::report::{Report, bytes, row};
+use crate::report::Report;
 
 /// Requests to the service with two replicas: that one of them gets none has a chance of one in half a million.
 const REQUESTS: usize = 20;
@@ -86,44 +87,9 @@ fn is_shown(record: &AccessRecord) -> bool {
 pub(super) fn who_spoke_to_whom(report: &mut Report, seen: &Seen) {
     report.heading("Who spoke to whom, as the destination's agent verified it");
     report.line("(from the access logs; identities without their beginning, spiffe://cluster.local/)\n");
-    let mut pairs = BTreeMap::<[String; 5], (usize, u64, u64)>::new();
-    for record in seen.records.iter().filter(|record| record.direction() == "inbound") {
-        let field = |name: &str| record.field(name).unwrap_or_else(|| "-".to_owned());
-        let source = record.field("src.workload").unwrap_or_else(|| field("src.addr"));
-        let key = [
-            source,
-            field("dst.workload"),
-            short(&field("src.identity")),
-            short(&field("dst.identity")),
-            field("security"),
-        ];
-        let (count, sent, received) = pairs.entry(key).or_default();
-        *count += 1;
-        *sent += record.bytes_sent();
-        *received += record.bytes_received();
-    }
-    let mut rows = vec![row([
-        "FROM",
-        "TO",
-        "CLIENT'S IDENTITY",
-        "SERVER'S IDENTITY",
-        "SECURITY",
-        "CONNECTIONS",
-        "SENT",
-        "RECEIVED",
-    ])];
-    for ([from, to, client, server, security], (count, sent, received)) in &pairs {
-        let count = count.to_string();
-        rows.push(row([from, to, client, server, security, &count, &bytes(*sent), &bytes(*received)]));
-    }
-    report.table(&rows);
+    connections::table(report, seen.records.iter());
     let failed = seen.records.iter().filter(|record| !record.is_ok()).count();
     report.check(failed == 0, "no connection failed");
-}
-
-/// Without what all identities here begin with.
-fn short(identity: &str) -> String {
-    identity.strip_prefix("spiffe://cluster.local/").unwrap_or(identity).to_owned()
 }
 
 /// The servers' view of their clients.

@@ -5,10 +5,10 @@ use anyhow::Result;
 use lab::Captured;
 
 use super::{stage::Stage, traffic::Seen};
-use crate::report::{Report, bytes};
+use crate::report::{Report, bytes, count};
 
 /// The port of HBONE.
-const HBONE: u16 = 15008;
+pub(super) const HBONE: u16 = 15008;
 
 /// What the paths of requests begin with that are sent before any agent runs.
 pub(super) const BEFORE: &str = "/before/";
@@ -31,7 +31,8 @@ pub(super) fn compare(report: &mut Report, control: &Control, seen: &Seen) {
     report.heading("What crosses the wire between the nodes");
     let (tunnels, records, size) = tls_on_hbone(captured);
     report.line(&format!(
-        "{tunnels} connections to port {HBONE}: {records} TLS records, {}",
+        "{} to port {HBONE}: {records} TLS records, {}",
+        count(tunnels, "connection"),
         bytes(size as u64)
     ));
     report.check(
@@ -53,7 +54,7 @@ pub(super) fn compare(report: &mut Report, control: &Control, seen: &Seen) {
 }
 
 /// Connections, their records of either direction, and bytes on the wire.
-fn tls_on_hbone(captured: &Captured) -> (usize, usize, usize) {
+pub(super) fn tls_on_hbone(captured: &Captured) -> (usize, usize, usize) {
     let tunnels = captured.flows().iter().filter(|flow| flow.destination.port() == HBONE).count();
     captured.flows_of_port(HBONE).fold((tunnels, 0, 0), |(tunnels, records, size), flow| {
         let tls = flow.tls().unwrap_or_default();
