@@ -34,6 +34,7 @@ use lab::Mesh;
 
 use self::{results::Results, rounds::Plan, stage::Stage};
 use crate::{
+    build,
     command::{self, Root},
     layout, setup,
 };
@@ -88,7 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return measure(options);
     }
     setup::run(setup::Purpose::Demo)?;
-    command::run(command::cargo().args(["build", "--release", "--package", "culvert", "--bin", "culvert"]))?;
+    build::agent(true)?;
     command::run(command::cargo().args(["build", "--release", "--package", "load"]))?;
     // Made by the user, so that they stay the user's.
     for file in [&options.json, &options.chart].into_iter().flatten() {

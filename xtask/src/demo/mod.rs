@@ -16,17 +16,14 @@ mod stage;
 mod traffic;
 mod wire;
 
-use std::{
-    os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{os::unix::process::CommandExt as _, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{Mesh, cluster::tools};
 
 use self::stage::Stage;
 use crate::{
+    build,
     command::{self, Root},
     layout,
     report::Report,
@@ -55,13 +52,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return if options.cluster { kubernetes::show(options.keep) } else { show(options.keep) };
     }
     setup::run(if options.cluster { setup::Purpose::Cluster } else { setup::Purpose::Demo })?;
-    become_root(options, &build()?)
-}
-
-/// Builds the agent as it is deployed: the costs that are shown are those of optimized code.
-fn build() -> Result<PathBuf> {
-    command::run(command::cargo().args(["build", "--release", "--package", "culvert", "--bin", "culvert"]))?;
-    Ok(layout::target()?.join("release").join("culvert"))
+    // As it is deployed: the costs that are shown are those of optimized code.
+    become_root(options, &build::agent(true)?)
 }
 
 /// Replaces this process with the part that needs root, so that Ctrl-C reaches that part alone.
