@@ -152,7 +152,7 @@ fn without_the_right_to_a_token_the_agent_says_which_it_lacks() {
             let text = kube.world.readiness();
             let note = text.lines().find(|line| line.contains("the CNI plugin cannot ask the API server"));
             note.is_some_and(|note| note.contains(part)).then_some(()).ok_or(text)
-        })
+        });
     };
     kube.world.a.restart().unwrap();
     kube.world.a.wait_ready().unwrap();
