@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use super::world::World;
 
 /// A world whose `node-a` has its objects from an API server. Its agent has a pod there, to which its token is bound.
-struct Kube {
-    server: ApiServer,
-    world: World,
+pub(crate) struct Kube {
+    pub(crate) server: ApiServer,
+    pub(crate) world: World,
 }
 
 impl Kube {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (server, world) = World::of_api_server(|server| {
             for namespace in ["culvert-system", "shop"] {
                 apply(
@@ -60,7 +60,7 @@ impl Kube {
     }
 
     /// The API server's pod, and what a container runtime says of it.
-    fn pod(&self, name: &str, label: &str) -> PodManifest {
+    pub(crate) fn pod(&self, name: &str, label: &str) -> PodManifest {
         apply(
             &self.server,
             &json!({"apiVersion": "v1", "kind": "Pod",

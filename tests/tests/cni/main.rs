@@ -6,5 +6,5 @@ mod away;
 mod install;
 mod machine;
 mod pods;
-
+mod reboot;
 mod world;
