@@ -93,5 +93,11 @@ const WRONG: &[&str] = &[
     "agent.certificateLifetime=1y",
     "agent.cni.confDir=etc/cni",
     "agent.podRanges={10.0.0.0}",
+    "agent.gracePeriodSeconds=-1",
+    "agent.resources.request.cpu=1",
+    "agent.extraArgs=--log=debug",
+    "ca.address=http://ca:15012",
+    "ca.maxLifetime=24",
+    "image.pullPolicy=Sometimes",
     "trustDomain=Example.org",
 ];

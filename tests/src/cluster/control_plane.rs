@@ -169,6 +169,9 @@ impl ControlPlane {
                 // By default it starts its controllers at 20 questions a second, for seconds.
                 "--kube-api-qps=500".to_owned(),
                 "--kube-api-burst=1000".to_owned(),
+                // A test takes the API server away, and then no node renews its lease. By default, after 50 s of that every pod is
+                // unready for a while once the API server is back, and every service without endpoints.
+                "--node-monitor-grace-period=5m".to_owned(),
                 // The default is in a folder of the machine's.
                 format!("--flex-volume-plugin-dir={}", site.directory.join("volumes").display()),
                 format!("--service-account-private-key-file={}", path("service-accounts.key")),

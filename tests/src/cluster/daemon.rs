@@ -100,11 +100,22 @@ impl Daemon {
     /// SIGTERM, its end, and SIGKILL where that does not come; one that does not run is no error.
     pub(crate) fn stop(&self) -> Result<()> {
         self.signal(Signal::SIGTERM);
-        if try_eventually(GRACE, || self.pid().is_none()).is_err() {
-            self.signal(Signal::SIGKILL);
-            try_eventually(GRACE, || self.pid().is_none())
-                .with_context(|| format!("{} does not end", self.name))?;
+        match try_eventually(GRACE, || self.pid().is_none()) {
+            Ok(()) => self.forget(),
+            Err(_) => self.kill(),
         }
+    }
+
+    /// SIGKILL, and its end; one that does not run is no error.
+    pub(crate) fn kill(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL);
+        try_eventually(GRACE, || self.pid().is_none())
+            .with_context(|| format!("{} does not end", self.name))?;
+        self.forget()
+    }
+
+    /// Removes the record of its process.
+    fn forget(&self) -> Result<()> {
         match fs::remove_file(&self.record) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", self.record.display()))

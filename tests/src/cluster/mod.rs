@@ -325,6 +325,12 @@ impl Cluster {
         program.daemon(&self.place).stop()
     }
 
+    /// Ends a program of the control plane at once, as a machine that fails does. The API server takes long over its own end, in
+    /// which nobody can ask it either.
+    pub fn kill(&self, program: ControlPlane) -> Result<()> {
+        program.daemon(&self.place).kill()
+    }
+
     /// Starts a program of the control plane again, and waits until it serves.
     pub fn start(&self, program: ControlPlane) -> Result<()> {
         program.start(&self.place, &self.site)?;

@@ -67,21 +67,21 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
     assert!(!captured.contains("from-the-early-pod"), "it was read on the wire");
 }
 
-/// While this lives a program of the control plane is stopped.
-struct Stopped(&'static Cluster, ControlPlane);
+/// While this lives a program of the control plane is away.
+struct Killed(&'static Cluster, ControlPlane);
 
-impl Stopped {
-    fn stop(cluster: &'static Cluster, program: ControlPlane) -> Self {
-        let stopped = Self(cluster, program);
-        cluster.stop(program).unwrap();
-        stopped
+impl Killed {
+    fn kill(cluster: &'static Cluster, program: ControlPlane) -> Self {
+        let killed = Self(cluster, program);
+        cluster.kill(program).unwrap();
+        killed
     }
 }
 
-impl Drop for Stopped {
+impl Drop for Killed {
     fn drop(&mut self) {
         if let Err(error) = self.0.start(self.1) {
-            println!("it stays stopped: {error:#}");
+            println!("it stays away: {error:#}");
         }
     }
 }
@@ -121,10 +121,10 @@ fn the_api_server_may_be_away_and_what_changed_is_caught_up_with() {
     let (cluster, _alone) = alone();
     let shop = Shop::open(cluster, "offline", true);
     let before = shop.answers().len();
-    let stopped = Stopped::stop(cluster, ControlPlane::ApiServer);
+    let killed = Killed::kill(cluster, ControlPlane::ApiServer);
     // Nothing is waited for: it is away for this long, whatever happens. The client cannot be asked either.
     std::thread::sleep(AWAY);
-    drop(stopped);
+    drop(killed);
     shop.wait_answers(10);
     assert!(shop.answers().len() > before + 50, "it has asked all the while");
     shop.assert_no_failure();

@@ -1,12 +1,13 @@
 //! Installing, upgrading and removing.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+use std::fs;
 
 use lab::{Cluster, PATIENCE, eventually};
 use serde_json::Value;
 
-use crate::world::{
-    CHART, ROOT, Shop, alone, before, helm, install, pins, rolled_out, settle, shared, traces,
+use crate::{
+    traces::{KINDS, before, is_in_kernel, kernel_objects, traces},
+    world::{CHART, ROOT, Shop, alone, helm, install, rolled_out, settle, shared},
 };
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/culvert.yaml");
@@ -127,34 +128,6 @@ fn odd_listeners(shop: &Shop, pod: &str) -> Vec<String> {
     odd.map(str::to_owned).collect()
 }
 
-/// What the agents of the cluster have in the kernel and pinned: links, programs and maps, by their ids.
-fn kernel_objects(cluster: &Cluster) -> BTreeSet<(&'static str, u64)> {
-    let files = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut pending: Vec<_> = cluster.nodes().iter().map(pins).collect();
-    let mut found = BTreeSet::new();
-    while let Some(path) = pending.pop() {
-        if path.is_dir() {
-            pending.extend(files(path).map(|entry| entry.path()));
-            continue;
-        }
-        for kind in KINDS {
-            let shown = bpftool(&[kind, "show", "pinned", &path.display().to_string()]);
-            found.extend(shown["id"].as_u64().map(|id| (kind, id)));
-            found.extend(shown["prog_id"].as_u64().map(|id| ("prog", id)));
-        }
-    }
-    found
-}
-
-/// The kinds of objects that the kernel counts.
-const KINDS: [&str; 3] = ["link", "prog", "map"];
-
-/// What bpftool prints; null where there is no such object.
-fn bpftool(args: &[&str]) -> Value {
-    let output = Command::new("bpftool").arg("-j").args(args).output().expect("package bpftool");
-    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
-}
-
 #[test]
 fn it_is_upgraded_and_removed_and_a_node_is_as_it_was() {
     let (cluster, _alone) = alone();
@@ -180,20 +153,20 @@ fn it_is_upgraded_and_removed_and_a_node_is_as_it_was() {
     assert!(KINDS.iter().all(|kind| objects.iter().any(|(known, _)| known == kind)), "{objects:?}");
     helm(cluster, &["uninstall", "culvert", "--namespace", ROOT]);
     let agents = ["-n", ROOT, "get", "pods", "-l", "app.kubernetes.io/part-of=culvert", "-o", "name"];
-    eventually(PATIENCE * 3, || match cluster.kubectl(&agents, "") {
+    eventually(3 * PATIENCE, || match cluster.kubectl(&agents, "") {
         Ok(left) if left.is_empty() => Ok(()),
         Ok(left) => Err(left),
         Err(error) => Err(format!("{error:#}")),
     });
     cluster.kubectl(&["apply", "-f", CLEANUP], "").unwrap();
-    eventually(PATIENCE, || {
+    eventually(3 * PATIENCE, || {
         let now = traces(cluster);
         (now == *before())
             .then_some(())
             .ok_or_else(|| format!("{:?} and not {:?}", now.keys(), before().keys()))
     });
     for (kind, id) in objects {
-        eventually(PATIENCE, || bpftool(&[kind, "show", "id", &id.to_string()])["id"].is_null());
+        eventually(PATIENCE, || !is_in_kernel(kind, id));
     }
     shop.wait_answers(10);
     shop.assert_no_failure();

@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::world::{MARKER, ROOT, Shop, agent_pod, agent_process, alone, rolled_out, settle};
+use crate::world::{MARKER, ROOT, Settled, Shop, agent_pod, agent_process, alone, rolled_out};
 
 /// A container that failed is started again at once, the second time after ten seconds.
 const AGAIN: Duration = Duration::from_secs(90);
@@ -63,11 +63,16 @@ fn wait_successor(shop: &Shop, node: &ClusterNode, gone: i32) {
 fn an_agent_that_ends_without_a_word_lets_nothing_out_in_plaintext_and_touches_nobody_outside() {
     let (cluster, _alone) = alone();
     let node = cluster.node("node-a");
+    let _settled = Settled(cluster);
     let shop = Shop::open(cluster, "forced", true);
     let outside = Shop::open(cluster, "bystander", false);
     // What bypasses the mesh at one end: it is outside as well.
     let bypasses = [Loop::start(&shop, "web.bystander"), Loop::start(&outside, "web.forced")];
     bypasses.iter().for_each(|one| one.wait_answers(5));
+    // Some of these are under way at any moment.
+    for number in 0..3 {
+        Loop::start(&shop, &format!("web/{MARKER}-forced-{number}"));
+    }
     let capture = cluster.capture(node).unwrap();
 
     let first = eventually(PATIENCE, || agent_process(cluster, node));
@@ -81,7 +86,6 @@ fn an_agent_that_ends_without_a_word_lets_nothing_out_in_plaintext_and_touches_n
     kill(Pid::from_raw(second), Signal::SIGKILL).unwrap();
     wait_successor(&shop, node, second);
     wait_well(&shop);
-    settle(cluster);
 
     for one in &bypasses {
         one.wait_answers(5);

@@ -12,5 +12,6 @@ mod failure;
 mod install;
 mod killed;
 mod rights;
+mod traces;
 mod update;
 mod world;

@@ -1,9 +1,7 @@
 //! The shared cluster with Culvert installed, and the namespaces of the tests in it.
 
 use std::{
-    collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -13,6 +11,8 @@ use lab::{
     culvert, eventually,
 };
 use serde_json::Value;
+
+use crate::traces;
 
 /// What every request of a client has in it, followed by the name of its namespace.
 pub(crate) const MARKER: &str = "what-only-the-application-reads";
@@ -39,46 +39,12 @@ fn installed() -> &'static Cluster {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     let cluster = Cluster::shared("labmesh");
     INSTALLED.get_or_init(|| {
-        BEFORE.get_or_init(|| traces(cluster));
+        traces::look_before(cluster);
         cluster.add_image(&images::tools().unwrap()).unwrap();
         cluster.add_image(&images::culvert(images::CULVERT, &culvert().unwrap()).unwrap()).unwrap();
         install(cluster);
     });
     cluster
-}
-
-static BEFORE: OnceLock<Traces> = OnceLock::new();
-
-/// What Culvert could leave on nodes, by path: files with their content, and pins.
-pub(crate) type Traces = BTreeMap<String, Vec<u8>>;
-
-/// What was on the nodes before Culvert was installed.
-pub(crate) fn before() -> &'static Traces {
-    BEFORE.get().expect("it is installed")
-}
-
-/// What is on the nodes: the CNI's configuration, byte for byte, and its plugins; files of Culvert's own; pins.
-pub(crate) fn traces(cluster: &Cluster) -> Traces {
-    let mut found = Traces::new();
-    for node in cluster.nodes() {
-        for folder in [node.cni_conf_dir(), node.cni_bin_dir(), node.path("/run/culvert")] {
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                // A socket has no content.
-                let content = fs::read(entry.path()).unwrap_or_default();
-                found.insert(entry.path().display().to_string(), content);
-            }
-        }
-        let pins = pins(node);
-        if pins.exists() {
-            found.insert(pins.display().to_string(), Vec::new());
-        }
-    }
-    found
-}
-
-/// Where a node's agent pins what it puts into the kernel.
-pub(crate) fn pins(node: &ClusterNode) -> PathBuf {
-    Path::new("/sys/fs/bpf/culvert").join(node.unique_name())
 }
 
 /// Installs Culvert as docs/install.md says.
@@ -120,6 +86,15 @@ pub(crate) fn settle(cluster: &Cluster) {
         if let Err(error) = cluster.kubectl(&args, "") {
             println!("{workload} is not put right: {error:#}");
         }
+    }
+}
+
+/// Does so at the end of a test.
+pub(crate) struct Settled(pub(crate) &'static Cluster);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        settle(self.0);
     }
 }
 
