@@ -36,8 +36,27 @@ impl Drop for Nowhere {
     }
 }
 
+/// A pod of the namespace `default`. Gone with this value.
+struct Plain(&'static Cluster, &'static str);
+
+impl Plain {
+    fn run(cluster: &'static Cluster, name: &'static str) -> Self {
+        let image = ["--image", images::TOOLS, "--image-pull-policy=Never"];
+        let args = [&["run", name], &image[..], &["--command", "--", "sleep", "1000"]].concat();
+        cluster.kubectl(&args, "").unwrap();
+        Self(cluster, name)
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        let args = ["delete", "pod", self.1, "--grace-period=0", "--force", "--wait=false"];
+        let _ = self.0.kubectl(&args, "");
+    }
+}
+
 #[test]
-fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
+fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext_and_any_other_starts() {
     let (cluster, _alone) = alone();
     let shop = Shop::open(cluster, "away", true);
     let node = cluster.node("node-b");
@@ -59,6 +78,10 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext() {
         events.contains("FailedCreatePodSandBox").then_some(events.clone()).ok_or(events)
     });
     assert!(refused.contains("agent is away"), "it says why: {refused}");
+    // A pod of a namespace that is not in the mesh starts as ever.
+    let plain = Plain::run(cluster, "late");
+    cluster.wait_for("pod/late", "condition=Ready").unwrap();
+    drop(plain);
     drop(nowhere);
     rolled_out(cluster, ROOT, "daemonset/culvert");
     eventually(AGAIN, || is_enrolled(&cluster.get(&["-n", "away", "pod", "early"]).unwrap()));
