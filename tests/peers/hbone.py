@@ -7,6 +7,7 @@ see in JSON objects on their standard output. What is right and what is wrong is
 import asyncio
 import hashlib
 import json
+import os
 import socket
 import ssl
 import struct
@@ -62,7 +63,10 @@ class Ztunnel(Settings):
 
 def say(what, **more):
     """Reports one event."""
-    print(json.dumps({"is": what, **more}), flush=True)
+    line = (json.dumps({"is": what, **more}) + "\n").encode()
+    # Not by `print`: where a stop of the process leaves a line half written, Python's buffer loses a part of the rest.
+    while line:
+        line = line[os.write(sys.stdout.fileno(), line) :]
 
 
 async def commands():

@@ -54,9 +54,10 @@ impl Peer {
         let sink = Arc::clone(&events);
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Ok(event) = serde_json::from_str(&line) {
-                    sink.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-                }
+                // What is no event is seen where one is waited for in vain.
+                let event = serde_json::from_str(&line);
+                let event = event.unwrap_or_else(|_| json!({"is": "garbled", "line": line}));
+                sink.lock().unwrap_or_else(PoisonError::into_inner).push(event);
             }
         });
         Ok(Self { child, input, events })

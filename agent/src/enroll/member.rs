@@ -58,6 +58,7 @@ impl Member {
         }
         // Who leaves or comes back does so with its old connections, as any pod does.
         self.sweep = false;
+        self.pod.let_be();
         if let Err(error) = self.tell(&Plaintext::pass()) {
             tracing::error!(pod = %workload, %error, "policy still applies to plaintext that comes to it");
         }

@@ -6,7 +6,10 @@
 //! ```
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -22,13 +25,21 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Bypass {
     wanted: Notify,
+    /// The pod leaves the mesh, or has come back since, and nothing was asked for again.
+    at_rest: AtomicBool,
     unenforced: Mutex<Option<(usize, String)>>,
 }
 
 impl Bypass {
     /// Has the pod's connections looked at, soon.
     pub(super) fn sweep(&self) {
+        self.at_rest.store(false, SeqCst);
         self.wanted.notify_one();
+    }
+
+    /// Leaves connections alone that come from now on, also where those before were to be looked at once more.
+    pub(super) fn rest(&self) {
+        self.at_rest.store(true, SeqCst);
     }
 
     /// Returns how many connections policy does not permit and could not be ended, and why.
@@ -59,6 +70,11 @@ async fn follow(context: &Arc<Context>, pod: &Arc<Shared>) {
         tokio::select! {
             () = pod.bypass.wanted.notified() => pauses = AGAIN.iter(),
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+        if pod.bypass.at_rest.load(SeqCst) {
+            pauses = [].iter();
+            pod.bypass.note(None);
+            continue;
         }
         sweep(context, pod).await;
         sleep(APART).await;
@@ -96,6 +112,10 @@ fn look(context: &Context, pod: &Shared) -> Option<(usize, String)> {
         Ok(connections) => connections,
         Err(error) => return Some((0, format!("they cannot be listed: {error}"))),
     };
+    // What is listed may have come after that.
+    if pod.bypass.at_rest.load(SeqCst) {
+        return None;
+    }
     let mut unenforced: Option<(usize, String)> = None;
     for connection in connections {
         let capture::Bypass { source, destination, .. } = connection;

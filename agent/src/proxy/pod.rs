@@ -92,6 +92,12 @@ impl Pod {
         self.shared.bypass.sweep();
     }
 
+    /// Leaves connections alone that bypass the agent, until the next [`Self::sweep`]. To be called before the kernel lets all of
+    /// them in.
+    pub fn let_be(&self) {
+        self.shared.bypass.rest();
+    }
+
     /// Returns the kernel's side of the pod.
     pub fn capture(&self) -> &PodCapture {
         &self.shared.capture

@@ -1,5 +1,7 @@
 //! Connections that live while policy changes: each is cut where it is permitted no longer, and left alone where it is.
 
+use std::{thread, time::Duration};
+
 use lab::{PATIENCE, eventually, tcp};
 
 use crate::{
@@ -130,6 +132,8 @@ fn a_pod_that_leaves_takes_plaintext_and_its_tunnels_are_still_held_to_policy() 
         Err(_) => Ok(()),
         Ok(()) => Err("plaintext still comes in"),
     });
+    // Also after the two seconds in which connections are looked at again that came just before a change of policy.
+    thread::sleep(Duration::from_secs(3));
     tcp::ping(&mut meanwhile, "still here").unwrap();
     tcp::ping(&mut kept, "still here").unwrap();
 }
