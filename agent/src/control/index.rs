@@ -1,19 +1,21 @@
 //! All objects of the mesh, whatever their source: records go in, snapshots come out.
 //!
-//! A pod's [`Workload`] depends on its own object and its namespace's labels; a [`Service`] on its own object and its
-//! slices. What did not change is the same `Arc` in the next snapshot.
+//! A pod's [`Workload`](crate::mesh::Workload) depends on its own object and its namespace's labels; a [`Service`] on its
+//! own object and its slices. What did not change is the same `Arc` in the next snapshot, and so is what is derived from it: a
+//! change costs what depends on it ([`SnapshotBuilder`]).
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    mem,
-    sync::Arc,
-};
+mod namespace;
+#[cfg(test)]
+mod tests;
 
+use std::{collections::BTreeMap, mem, sync::Arc};
+
+use self::namespace::NamespaceIndex;
 use super::{
-    convert::{Content, Key, Kind, NamespaceLabels, PodLabels, PodRecord, Record, Slice},
+    convert::{Content, Key, Kind, NamespaceLabels, Record},
     policies::Policies,
 };
-use crate::mesh::{Endpoint, Service, Snapshot, Workload, Zones};
+use crate::mesh::{List, Service, Snapshot, SnapshotBuilder, Zones};
 
 /// The objects that are in force. Mutable, synchronous, owned by one source.
 #[derive(Debug, Default)]
@@ -22,31 +24,9 @@ pub struct Index {
     namespaces: BTreeMap<String, NamespaceIndex>,
     policies: Policies,
     zones: Arc<Zones>,
-}
-
-#[derive(Debug, Default)]
-struct NamespaceIndex {
-    labels: NamespaceLabels,
-    pods: BTreeMap<String, PodEntry>,
-    services: BTreeMap<String, ServiceEntry>,
-    /// By the service's name, then the slice's. A slice may come before its service.
-    slices: HashMap<String, BTreeMap<String, Vec<Endpoint>>>,
-    /// The service of each slice.
-    slice_services: HashMap<String, String>,
-}
-
-#[derive(Debug)]
-struct PodEntry {
-    workload: Arc<Workload>,
-    labels: PodLabels,
-}
-
-#[derive(Debug)]
-struct ServiceEntry {
-    service: Arc<Service>,
-    /// Whether `service.endpoints` is behind the slices. Joining them waits for the snapshot: a service of many slices
-    /// would otherwise be joined once for each of them.
-    stale: bool,
+    /// Whether the builder has yet to hear of the zones: they are copied for each time that it does.
+    rezoned: bool,
+    builder: SnapshotBuilder,
 }
 
 impl Index {
@@ -58,12 +38,13 @@ impl Index {
     /// Puts an object in force, in the place of the one that had its key. Returns whether anything changed.
     pub fn apply(&mut self, record: &Record) -> bool {
         let Key { kind: _, namespace, name } = &record.key;
+        let Self { namespaces, builder, .. } = self;
         match &record.content {
-            Content::Namespace(labels) => self.namespace(name).relabel(*labels),
+            Content::Namespace(labels) => of(namespaces, name).relabel(*labels, builder),
             Content::Node(zone) => self.put_zone(name, zone.as_ref()),
-            Content::Pod(Some(pod)) => self.namespace(namespace).apply_pod(name, pod),
-            Content::Service(Some(service)) => self.namespace(namespace).apply_service(name, service),
-            Content::Slice(Some(slice)) => self.namespace(namespace).apply_slice(name, slice),
+            Content::Pod(Some(pod)) => of(namespaces, namespace).apply_pod(name, pod, builder),
+            Content::Service(Some(service)) => of(namespaces, namespace).apply_service(name, service),
+            Content::Slice(Some(slice)) => of(namespaces, namespace).apply_slice(name, slice),
             Content::PeerAuthentication(policy) => self.policies.authenticate(policy),
             Content::AuthorizationPolicy(Some(policy)) => self.policies.authorize(policy),
             Content::AuthorizationPolicy(None) => self.policies.delete(&record.key),
@@ -83,9 +64,9 @@ impl Index {
         let namespace = if *kind == Kind::Namespace { name } else { namespace };
         let Some(index) = self.namespaces.get_mut(namespace) else { return false };
         let changed = match kind {
-            Kind::Namespace => index.relabel(NamespaceLabels::default()),
-            Kind::Pod => index.pods.remove(name).is_some(),
-            Kind::Service => index.services.remove(name).is_some(),
+            Kind::Namespace => index.relabel(NamespaceLabels::default(), &mut self.builder),
+            Kind::Pod => index.delete_pod(name, &mut self.builder),
+            Kind::Service => index.delete_service(name, &mut self.builder),
             Kind::EndpointSlice => index.delete_slice(name),
             Kind::Node | Kind::PeerAuthentication | Kind::AuthorizationPolicy => false,
         };
@@ -110,9 +91,9 @@ impl Index {
             }
             Content::Service(service) => {
                 let entry = index(namespace).and_then(|index| index.services.get(name));
-                let is = |(entry, service): (&ServiceEntry, &Service)| {
-                    let endpoints = entry.service.endpoints.clone();
-                    *entry.service == Service { endpoints, ..service.clone() }
+                let is = |(entry, service): (&Arc<Service>, &Service)| {
+                    let endpoints = entry.endpoints.clone();
+                    **entry == Service { endpoints, ..service.clone() }
                 };
                 entry.zip(service.as_deref()).map_or(entry.is_none() && service.is_none(), is)
             }
@@ -126,15 +107,17 @@ impl Index {
 
     /// Builds the snapshot of what is in force.
     pub fn snapshot(&mut self) -> Snapshot {
-        let namespaces = self.namespaces.values_mut();
-        namespaces.for_each(NamespaceIndex::join_slices);
-        let namespaces = self.namespaces.values();
-        let workloads = namespaces.clone().flat_map(|index| index.pods.values());
-        let services = namespaces.flat_map(|index| index.services.values());
-        let services: Vec<_> = services.map(|entry| Arc::clone(&entry.service)).collect();
-        let policies = self.policies.set(&services);
-        let workloads = workloads.map(|entry| Arc::clone(&entry.workload)).collect();
-        Snapshot::in_zones(workloads, services, Arc::clone(&self.zones)).with_policies(policies)
+        if mem::take(&mut self.rezoned) {
+            self.builder.set_zones(&self.zones);
+        }
+        for index in self.namespaces.values_mut() {
+            index.join_slices(&mut self.builder);
+        }
+        let workloads: List<_> = self.namespaces.values_mut().map(NamespaceIndex::list_pods).collect();
+        let services: List<_> = self.namespaces.values_mut().map(NamespaceIndex::list_services).collect();
+        let namespaces = &self.namespaces;
+        let policies = self.policies.set(|namespace, name| namespaces.get(namespace)?.services.get(name));
+        self.builder.snapshot((workloads, services), policies)
     }
 
     /// Puts a node into a zone, or into none. Returns whether anything changed.
@@ -147,138 +130,16 @@ impl Index {
             Some(zone) => drop(zones.insert(node.into(), Arc::clone(zone))),
             None => drop(zones.remove(node)),
         }
-        true
-    }
-
-    fn namespace(&mut self, name: &str) -> &mut NamespaceIndex {
-        // Not `entry`, which would copy the name for each object.
-        if !self.namespaces.contains_key(name) {
-            self.namespaces.insert(name.to_owned(), NamespaceIndex::default());
-        }
-        self.namespaces.get_mut(name).expect("was just inserted")
-    }
-}
-
-impl NamespaceIndex {
-    fn is_empty(&self) -> bool {
-        let Self { labels, pods, services, slices, slice_services: _ } = self;
-        *labels == NamespaceLabels::default() && pods.is_empty() && services.is_empty() && slices.is_empty()
-    }
-
-    fn relabel(&mut self, labels: NamespaceLabels) -> bool {
-        if mem::replace(&mut self.labels, labels) == labels {
-            return false;
-        }
-        let mut changed = false;
-        for pod in self.pods.values_mut() {
-            changed |= pod.relabel(labels);
-        }
-        changed
-    }
-
-    fn apply_pod(&mut self, name: &str, record: &PodRecord) -> bool {
-        let labels = record.labels;
-        let mut workload = record.workload.clone();
-        workload.enrollment = labels.enrollment(self.labels);
-        workload.receives_hbone = labels.receives_hbone(workload.enrollment);
-        match self.pods.get_mut(name) {
-            Some(entry) => {
-                entry.labels = labels;
-                replace(&mut entry.workload, workload)
-            }
-            None => {
-                let workload = Arc::new(workload);
-                self.pods.insert(name.to_owned(), PodEntry { workload, labels });
-                true
-            }
-        }
-    }
-
-    fn apply_service(&mut self, name: &str, service: &Service) -> bool {
-        let Some(entry) = self.services.get_mut(name) else {
-            let service = Arc::new(service.clone());
-            self.services.insert(name.to_owned(), ServiceEntry { service, stale: true });
-            return true;
-        };
-        let endpoints = entry.service.endpoints.clone();
-        replace(&mut entry.service, Service { endpoints, ..service.clone() })
-    }
-
-    fn apply_slice(&mut self, name: &str, slice: &Slice) -> bool {
-        let owner = self.slice_services.get(name);
-        let moved = owner.is_some_and(|owner| **owner != *slice.service) && self.delete_slice(name);
-        let slices = self.slices.entry(slice.service.to_string()).or_default();
-        if slices.get(name) == Some(&slice.endpoints) {
-            return moved;
-        }
-        slices.insert(name.to_owned(), slice.endpoints.clone());
-        self.slice_services.insert(name.to_owned(), slice.service.to_string());
-        self.mark_stale(&slice.service) || moved
-    }
-
-    /// The service of a slice, and its endpoints.
-    fn slice(&self, name: &str) -> Option<(&str, &Vec<Endpoint>)> {
-        let service = self.slice_services.get(name)?;
-        Some((service, self.slices.get(service)?.get(name)?))
-    }
-
-    fn delete_slice(&mut self, name: &str) -> bool {
-        let Some(service) = self.slice_services.remove(name) else { return false };
-        if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(name);
-            if slices.is_empty() {
-                self.slices.remove(&service);
-            }
-        }
-        self.mark_stale(&service)
-    }
-
-    /// Returns whether there is such a service.
-    fn mark_stale(&mut self, service: &str) -> bool {
-        let entry = self.services.get_mut(service);
-        entry.map(|entry| entry.stale = true).is_some()
-    }
-
-    fn join_slices(&mut self) {
-        for (name, entry) in &mut self.services {
-            if !mem::take(&mut entry.stale) {
-                continue;
-            }
-            let slices = self.slices.get(name).into_iter().flat_map(BTreeMap::values);
-            let endpoints = slices.flatten().cloned().collect();
-            let service = Service { endpoints, ..(*entry.service).clone() };
-            replace(&mut entry.service, service);
-        }
-    }
-}
-
-impl PodEntry {
-    fn is(&self, record: &PodRecord) -> bool {
-        let Workload { enrollment, receives_hbone, .. } = *self.workload;
-        self.labels == record.labels
-            && *self.workload == Workload { enrollment, receives_hbone, ..record.workload.clone() }
-    }
-
-    fn relabel(&mut self, namespace: NamespaceLabels) -> bool {
-        let enrollment = self.labels.enrollment(namespace);
-        let receives_hbone = self.labels.receives_hbone(enrollment);
-        if (self.workload.enrollment, self.workload.receives_hbone) == (enrollment, receives_hbone) {
-            return false;
-        }
-        let workload = Workload { enrollment, receives_hbone, ..(*self.workload).clone() };
-        self.workload = Arc::new(workload);
+        self.rezoned = true;
         true
     }
 }
 
-/// Replaces a shared value where the new one differs. Returns whether it did.
-fn replace<T: PartialEq>(shared: &mut Arc<T>, new: T) -> bool {
-    let differs = **shared != new;
-    if differs {
-        *shared = Arc::new(new);
+/// The index of a namespace, which may not have had any object.
+fn of<'a>(namespaces: &'a mut BTreeMap<String, NamespaceIndex>, name: &str) -> &'a mut NamespaceIndex {
+    // Not `entry`, which would copy the name for each object.
+    if !namespaces.contains_key(name) {
+        namespaces.insert(name.to_owned(), NamespaceIndex::default());
     }
-    differs
+    namespaces.get_mut(name).expect("was just inserted")
 }
-
-#[cfg(test)]
-mod tests;

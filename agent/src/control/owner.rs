@@ -41,7 +41,7 @@ impl Owner {
             }
             let begun = Instant::now();
             self.publish();
-            due = Instant::now() + pause(begun.elapsed());
+            due = Instant::now() + pause(begun.elapsed(), self.publisher.pods());
         }
     }
 
@@ -67,9 +67,11 @@ impl Owner {
     }
 }
 
-/// Returns how long no snapshot is built after one that took `cost`: what changes in between is taken together.
-pub fn pause(cost: Duration) -> Duration {
-    (cost * IDLE_SHARE).clamp(PAUSE, PAUSE_MAX)
+/// Returns how long no snapshot is built after one of so many pods that took `cost`: what changes in between is taken together.
+/// Who reads a snapshot may look at every pod of it.
+pub fn pause(cost: Duration, pods: usize) -> Duration {
+    let readers = READ_A_POD.saturating_mul(u32::try_from(pods).unwrap_or(u32::MAX));
+    (cost.saturating_add(readers).saturating_mul(IDLE_SHARE)).clamp(PAUSE, PAUSE_MAX)
 }
 
 /// Lists the problems, and logs those that are new.
@@ -108,5 +110,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// For so many times as long as it took to build a snapshot none is built: changes that never end take a quarter of a
 /// processor and not all of it.
 const IDLE_SHARE: u32 = 3;
+/// What each pod of a snapshot costs its readers, above all `Snapshot::destinations` and the comparison of what it returns with
+/// the kernel's (measured: docs/scale.md).
+const READ_A_POD: Duration = Duration::from_nanos(800);
 /// How long to wait for what belongs to a burst.
 const NAP: Duration = Duration::from_millis(2);

@@ -1,7 +1,10 @@
 //! The policies that are in force, and the set that they make: a new one only where something about them changed, so that
 //! live connections are checked again only then.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::convert::{Key, Kind};
 use crate::mesh::{
@@ -59,9 +62,13 @@ impl Policies {
         known && self.unmake()
     }
 
-    /// Returns the set of all policies, given all services: the same one as before where nothing changed for them.
-    pub(super) fn set(&mut self, services: &[Arc<Service>]) -> Arc<PolicySet> {
-        let services = self.named(services);
+    /// Returns the set of all policies, given where to find a service by its namespace and name: the same one as before where
+    /// nothing changed for them.
+    pub(super) fn set<'a>(
+        &mut self,
+        find: impl Fn(&str, &str) -> Option<&'a Arc<Service>>,
+    ) -> Arc<PolicySet> {
+        let services = self.named(find);
         if let Some(made) = self.made.as_ref().filter(|made| are_same(&made.services, &services)) {
             return Arc::clone(&made.set);
         }
@@ -73,17 +80,14 @@ impl Policies {
         set
     }
 
-    /// The services that a policy names.
-    fn named(&self, services: &[Arc<Service>]) -> Vec<Arc<Service>> {
-        let mut named = Vec::new();
+    /// The services that a policy names, in the order of their names.
+    fn named<'a>(&self, find: impl Fn(&str, &str) -> Option<&'a Arc<Service>>) -> Vec<Arc<Service>> {
+        let mut named = BTreeSet::new();
         for policy in self.authorization.values() {
             let Target::Services(names) = &policy.target else { continue };
-            named.extend(names.iter().map(|name| (&policy.name.namespace, name)));
+            named.extend(names.iter().map(|name| (&*policy.name.namespace, &**name)));
         }
-        named.sort_unstable();
-        let is_named =
-            |service: &&Arc<Service>| named.binary_search(&(&service.namespace, &service.name)).is_ok();
-        services.iter().filter(is_named).cloned().collect()
+        named.into_iter().filter_map(|(namespace, name)| find(namespace, name)).cloned().collect()
     }
 
     fn unmake(&mut self) -> bool {

@@ -24,6 +24,11 @@ impl Publisher {
         self.snapshots.subscribe()
     }
 
+    /// Returns how many pods the last snapshot has.
+    pub(super) fn pods(&self) -> usize {
+        self.snapshots.borrow().workloads().len()
+    }
+
     pub(super) fn publish(&mut self, snapshot: Snapshot) {
         let conflicts: HashMap<_, _> =
             snapshot.conflicts().into_iter().map(|conflict| (conflict.address, conflict)).collect();

@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     Destination, Distribution, Endpoint, PodName, Service, ServicePort, TargetPort, Workload,
-    snapshot::{Holder, Position, Zones},
+    sharded::Sharded,
+    snapshot::{Holder, Zones},
 };
 
 /// A service with what its ports lead to.
@@ -33,7 +34,7 @@ pub(super) struct Backend {
     /// Where the application listens.
     pub(super) address: SocketAddr,
     /// The workload there, where one is known.
-    pub(super) workload: Option<Position>,
+    pub(super) workload: Option<Arc<Workload>>,
     receives_hbone: bool,
     /// Its node, or that node's zone, where that matters to the service and is known.
     place: Option<Arc<str>>,
@@ -49,36 +50,44 @@ enum Minds {
 
 /// The pods that endpoints stand for.
 pub(super) struct Pods<'a> {
-    workloads: &'a [Arc<Workload>],
-    holders: &'a HashMap<IpAddr, Holder>,
-    /// Those on their node's network, by namespace and name. They hold no address, so endpoints find them by name.
-    host_network: HashMap<(&'a str, &'a str), Position>,
+    pub(super) holders: &'a Sharded<IpAddr, Holder>,
+    /// Those on their node's network. They hold no address, so endpoints find them by name.
+    pub(super) host_network: &'a HashMap<PodName, Arc<Workload>>,
 }
 
 impl Backends {
-    pub(super) fn resolve(service: &Arc<Service>, pods: &Pods<'_>, zones: &Zones) -> Self {
+    /// Resolves a service's endpoints. Returns also the pods that were looked for by their names, since nobody has the
+    /// address that the endpoint gives.
+    pub(super) fn resolve(service: &Arc<Service>, pods: &Pods<'_>, zones: &Zones) -> (Self, Vec<PodName>) {
+        let mut by_name = Vec::new();
         let mut ports: Vec<_> = service.ports.iter().map(PortBackends::new).collect();
         for endpoint in &service.endpoints {
             if !(endpoint.ready || service.publish_not_ready) {
                 continue;
             }
-            let Some(position) = pods.behind(endpoint) else { continue };
-            let workload = position.map(|position| pods.at(position));
+            if let Some(pod) = endpoint.pod.as_ref().filter(|_| pods.holders.get(&endpoint.address).is_none())
+            {
+                by_name.push(pod.clone());
+            }
+            let Some(workload) = pods.behind(endpoint) else { continue };
             let receives_hbone = workload.is_some_and(|workload| workload.receives_hbone);
             let place = match service.minds(zones) {
                 Minds::Nothing => None,
-                Minds::Nodes => node_of(endpoint, workload),
-                Minds::Zones => node_of(endpoint, workload).and_then(|node| zones.get(node)),
+                Minds::Nodes => node_of(endpoint, workload.map(|pod| &**pod)),
+                Minds::Zones => {
+                    node_of(endpoint, workload.map(|pod| &**pod)).and_then(|node| zones.get(node))
+                }
             };
             for (port, backends) in service.ports.iter().zip(&mut ports) {
-                let Some(number) = target_port(port, endpoint, workload) else { continue };
+                let Some(number) = target_port(port, endpoint, workload.map(|pod| &**pod)) else { continue };
                 let address = SocketAddr::new(endpoint.address, number);
-                let backend = Backend { address, workload: position, receives_hbone, place: place.cloned() };
+                let backend =
+                    Backend { address, workload: workload.cloned(), receives_hbone, place: place.cloned() };
                 backends.family_mut(address.is_ipv6()).push(backend);
             }
         }
         ports.iter_mut().for_each(PortBackends::sort);
-        Self { service: Arc::clone(service), ports }
+        (Self { service: Arc::clone(service), ports }, by_name)
     }
 
     pub(super) fn service(&self) -> &Arc<Service> {
@@ -124,31 +133,18 @@ impl Service {
 }
 
 impl<'a> Pods<'a> {
-    pub(super) fn new(workloads: &'a [Arc<Workload>], holders: &'a HashMap<IpAddr, Holder>) -> Self {
-        let host_network = (0..).zip(workloads).filter(|(_, workload)| workload.is_host_network());
-        let host_network =
-            host_network.map(|(position, pod)| ((&*pod.namespace, &*pod.name), position)).collect();
-        Self { workloads, holders, host_network }
-    }
-
     /// Returns the workload at an endpoint's address, `Some(None)` where the address is outside the mesh's knowledge,
     /// and `None` where nothing may be sent there: the address is in dispute, or not that of the pod that the endpoint
     /// names.
-    fn behind(&self, endpoint: &Endpoint) -> Option<Option<Position>> {
+    fn behind(&self, endpoint: &Endpoint) -> Option<Option<&'a Arc<Workload>>> {
         match (self.holders.get(&endpoint.address), &endpoint.pod) {
             (Some(Holder::Conflict(..)), _) => None,
-            (Some(Holder::One(position)), Some(pod)) => {
-                is(self.at(*position), pod).then_some(Some(*position))
-            }
-            (Some(Holder::One(position)), None) => Some(Some(*position)),
+            (Some(Holder::One(workload)), Some(pod)) => is(workload, pod).then_some(Some(workload)),
+            (Some(Holder::One(workload)), None) => Some(Some(workload)),
             // A pod that is not known, or not yet at this address: what is there now may be anybody.
-            (None, Some(pod)) => self.host_network.get(&(&*pod.namespace, &*pod.name)).copied().map(Some),
+            (None, Some(pod)) => self.host_network.get(pod).map(Some),
             (None, None) => Some(None),
         }
-    }
-
-    fn at(&self, position: Position) -> &'a Workload {
-        &self.workloads[position as usize]
     }
 }
 

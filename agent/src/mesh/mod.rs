@@ -10,17 +10,22 @@
 //! ```
 
 mod backends;
+mod builder;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod identity;
+mod list;
 mod names;
 mod policy;
 mod reason;
 mod route;
+mod sharded;
 mod snapshot;
 mod workload;
 
+pub use builder::SnapshotBuilder;
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use list::List;
 pub use policy::{
     Action, Answer, AuthorizationPolicy, BeforePolicy, Clause, ClauseExplanation, Client, Connection,
     Decision, Denial, DryRun, Entry, EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level,

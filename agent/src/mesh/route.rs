@@ -9,11 +9,7 @@ use std::{
 
 use rand::seq::IndexedRandom as _;
 
-use super::{
-    Affinity, Identity, Reason, Service, Snapshot, Workload,
-    backends::Backend,
-    snapshot::{Holder, Position},
-};
+use super::{Affinity, Identity, Reason, Service, Snapshot, Workload, backends::Backend, snapshot::Holder};
 
 /// The address that an application asked `connect` for, canonical (IPv4-mapped IPv6 is IPv4).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -126,8 +122,8 @@ impl Snapshot {
         let target = orig_dst.address();
         match self.holder(target.ip()) {
             // A pod's address goes before a service's: nobody's `externalIPs` may take a pod's traffic away.
-            Some(Holder::One(position)) => Ok(self.to_address(target, Some(self.at(position)), None)),
-            Some(Holder::Conflict(first, second)) => Err(self.conflict(target, first, second)),
+            Some(Holder::One(workload)) => Ok(self.to_address(target, Some(workload), None)),
+            Some(Holder::Conflict(first, second)) => Err(conflict(target, first, second)),
             None => self.route_service(source, source_ip, target),
         }
     }
@@ -155,8 +151,7 @@ impl Snapshot {
         let Some(backend) = pick(candidates, service.affinity, source_ip) else {
             return Err(self.why_no_endpoint(service, target));
         };
-        let workload = backend.workload.map(|position| self.at(position));
-        Ok(self.to_address(backend.address, workload, Some(service)))
+        Ok(self.to_address(backend.address, backend.workload.as_ref(), Some(service)))
     }
 
     /// Plaintext also goes to who receives HBONE and wants plaintext nevertheless: its mode at the port is DISABLE.
@@ -194,16 +189,15 @@ impl Snapshot {
         });
         match disputed {
             Some((address, first, second)) => {
-                self.conflict(SocketAddr::new(address, target.port()), first, second)
+                conflict(SocketAddr::new(address, target.port()), first, second)
             }
             None => RouteError::NoEndpoint { service: service.to_string(), port: target.port() },
         }
     }
+}
 
-    fn conflict(&self, address: SocketAddr, first: Position, second: Position) -> RouteError {
-        let (first, second) = (self.at(first).to_string(), self.at(second).to_string());
-        RouteError::Conflict { address, first, second }
-    }
+fn conflict(address: SocketAddr, first: &Workload, second: &Workload) -> RouteError {
+    RouteError::Conflict { address, first: first.to_string(), second: second.to_string() }
 }
 
 fn pick(candidates: &[Backend], affinity: Affinity, source_ip: IpAddr) -> Option<&Backend> {
@@ -398,7 +392,7 @@ mod tests {
                 Service { distribution: Distribution::PreferSameZone, ..service("10.1.0.1", endpoints) };
             let workloads = vec![Arc::new(pod("web-1", &["10.0.0.1"])), Arc::new(other.clone())];
             let zones = zones.iter().map(|&(node, zone)| (node.into(), zone.into())).collect();
-            let snapshot = Snapshot::in_zones(workloads, vec![Arc::new(service)], Arc::new(zones));
+            let snapshot = Snapshot::in_zones(workloads, vec![Arc::new(service)], &Arc::new(zones));
             let target = OrigDst("10.1.0.1:80".parse().unwrap());
             let client = |node: &str| Workload { node: node.into(), ..client() };
             let routes = |node: &str| {

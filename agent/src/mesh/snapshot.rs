@@ -1,31 +1,44 @@
 //! An immutable view of the whole mesh, with the indexes that routing and enrolment need.
 
-use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
-
-use super::{
-    PolicySet, Service, Workload,
-    backends::{Backends, Pods},
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
 };
 
-/// All workloads and services at one moment. Built by `control`, shared behind an `Arc`, never changed.
+use super::{
+    PolicySet, Service, SnapshotBuilder, Workload, backends::Backends, list::List, sharded::Sharded,
+};
+
+/// All workloads and services at one moment. Built by `control`, shared behind an `Arc`, never changed. It shares with those
+/// before and after it what is the same in them.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    workloads: Vec<Arc<Workload>>,
-    services: Vec<Arc<Service>>,
-    holders: HashMap<IpAddr, Holder>,
-    owners: HashMap<IpAddr, Vec<Owner>>,
-    named: HashMap<String, Arc<Backends>>,
-    by_node: HashMap<Arc<str>, Vec<Position>>,
+    workloads: List<Workload>,
+    services: List<Service>,
     policies: Arc<PolicySet>,
-    zones: Arc<Zones>,
+    pub(super) indexes: Indexes,
+}
+
+/// What routing and enrolment look things up in. A copy is cheap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Indexes {
+    /// Who has an address.
+    pub(super) holders: Sharded<IpAddr, Holder>,
+    /// The addresses in dispute.
+    pub(super) disputed: Arc<BTreeSet<IpAddr>>,
+    /// The services at an address, in the order of their names.
+    pub(super) owners: Sharded<IpAddr, Arc<[Owner]>>,
+    /// The services by their names in DNS.
+    pub(super) named: Sharded<Arc<str>, Arc<Backends>>,
+    /// The workloads of a node, in the order of their names.
+    pub(super) by_node: Sharded<Arc<str>, Arc<Vec<Arc<Workload>>>>,
+    pub(super) zones: Arc<Zones>,
 }
 
 /// The zone of each node that has one, by the nodes' names.
 pub type Zones = HashMap<Arc<str>, Arc<str>>;
-
-/// A workload's place in the snapshot. Indexes hold places instead of `Arc`s: counting references up and down is most
-/// of what building and dropping a snapshot of 100,000 pods would cost.
-pub(super) type Position = u32;
 
 /// What the kernel does with a connection of an enrolled pod to an address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,14 +63,14 @@ pub struct AddressConflict {
 }
 
 /// Who has an address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Holder {
-    One(Position),
-    Conflict(Position, Position),
+    One(Arc<Workload>),
+    Conflict(Arc<Workload>, Arc<Workload>),
 }
 
 /// A service at one of its addresses.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Owner {
     pub(super) backends: Arc<Backends>,
     /// Whether it is an external or load-balancer address, which may be another's too.
@@ -67,23 +80,25 @@ pub(super) struct Owner {
 impl Snapshot {
     /// Indexes workloads and services, where no node's zone is known.
     pub fn new(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>) -> Self {
-        Self::in_zones(workloads, services, Arc::default())
+        Self::in_zones(workloads, services, &Arc::default())
     }
 
     /// Indexes workloads and services on nodes in zones.
-    pub fn in_zones(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>, zones: Arc<Zones>) -> Self {
-        let holders = holders(&workloads);
-        let resolved = resolve(&workloads, &services, &holders, &zones);
-        let owners = owners(&resolved);
-        let named = resolved.into_iter().map(|backends| (backends.service().hostname(), backends)).collect();
-        let mut by_node: HashMap<Arc<str>, Vec<Position>> = HashMap::new();
-        for (position, workload) in (0..).zip(&workloads) {
-            match by_node.get_mut(&workload.node) {
-                Some(positions) => positions.push(position),
-                None => drop(by_node.insert(Arc::clone(&workload.node), vec![position])),
-            }
-        }
-        Self { workloads, services, holders, owners, named, by_node, policies: Arc::default(), zones }
+    pub fn in_zones(workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>, zones: &Arc<Zones>) -> Self {
+        let mut builder = SnapshotBuilder::default();
+        builder.set_zones(zones);
+        workloads.iter().for_each(|workload| builder.replace_workload(None, Some(workload)));
+        services.iter().for_each(|service| builder.put_service(service));
+        builder.snapshot((workloads.into(), services.into()), Arc::default())
+    }
+
+    pub(super) fn of(
+        workloads: List<Workload>,
+        services: List<Service>,
+        policies: Arc<PolicySet>,
+        indexes: Indexes,
+    ) -> Self {
+        Self { workloads, services, policies, indexes }
     }
 
     /// Adds the policies.
@@ -98,54 +113,50 @@ impl Snapshot {
     }
 
     /// Returns all workloads.
-    pub fn workloads(&self) -> &[Arc<Workload>] {
+    pub fn workloads(&self) -> &List<Workload> {
         &self.workloads
     }
 
     /// Returns all services.
-    pub fn services(&self) -> &[Arc<Service>] {
+    pub fn services(&self) -> &List<Service> {
         &self.services
     }
 
     /// Returns the one live workload that has the address; none where nobody or more than one has.
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         match self.holder(address.to_canonical())? {
-            Holder::One(position) => Some(self.at(position)),
+            Holder::One(workload) => Some(workload),
             Holder::Conflict(..) => None,
         }
     }
 
     /// Returns the addresses that two live pods claim, in the addresses' order.
     pub fn conflicts(&self) -> Vec<AddressConflict> {
-        let conflicts = self.holders.iter().filter_map(|(&address, &holder)| match holder {
+        let conflict = |address: &IpAddr| match self.holder(*address)? {
             Holder::One(_) => None,
-            Holder::Conflict(first, second) => Some((address, first, second)),
-        });
-        let mut conflicts: Vec<_> = conflicts
-            .map(|(address, first, second)| AddressConflict {
-                address,
-                first: Arc::clone(self.at(first)),
-                second: Arc::clone(self.at(second)),
-            })
-            .collect();
-        conflicts.sort_unstable_by_key(|conflict| conflict.address);
-        conflicts
+            Holder::Conflict(first, second) => {
+                let (first, second) = (Arc::clone(first), Arc::clone(second));
+                Some(AddressConflict { address: *address, first, second })
+            }
+        };
+        self.indexes.disputed.iter().filter_map(conflict).collect()
     }
 
     /// Returns the workloads of a node, enrolled or not.
     pub fn on_node<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Workload>> + use<'a> {
-        self.by_node.get(node).into_iter().flatten().map(|&position| self.at(position))
+        self.indexes.by_node.get(node).into_iter().flat_map(|pods| pods.iter())
     }
 
     /// Returns what the kernel of `node` is to do with each address that anybody has (see [`Destination`]).
     pub fn destinations(&self, node: &str) -> HashMap<IpAddr, Destination> {
-        let services = self.owners.iter().map(|(&address, owners)| {
+        let Indexes { owners, holders, .. } = &self.indexes;
+        let services = owners.iter().map(|(&address, owners)| {
             let verdicts = owners.iter().map(|owner| owner.destination(address, node));
             (address, verdicts.reduce(Destination::or).unwrap_or(Destination::Pass))
         });
         // Pods last: their address goes before a service's, as in `route`.
-        let pods = self.holders.iter().map(|(&address, &holder)| (address, self.pod_destination(holder)));
-        let mut destinations = HashMap::with_capacity(self.owners.len() + self.holders.len());
+        let pods = holders.iter().map(|(&address, holder)| (address, holder.destination()));
+        let mut destinations = HashMap::with_capacity(owners.len() + holders.len());
         destinations.extend(services);
         destinations.extend(pods);
         destinations
@@ -153,36 +164,24 @@ impl Snapshot {
 
     /// Returns the zone of a node, where it is known.
     pub fn zone(&self, node: &str) -> Option<&Arc<str>> {
-        self.zones.get(node)
+        self.indexes.zones.get(node)
     }
 
     pub(super) fn zones(&self) -> &Zones {
-        &self.zones
+        &self.indexes.zones
     }
 
-    pub(super) fn holder(&self, address: IpAddr) -> Option<Holder> {
-        self.holders.get(&address).copied()
-    }
-
-    pub(super) fn at(&self, position: Position) -> &Arc<Workload> {
-        &self.workloads[position as usize]
-    }
-
-    fn pod_destination(&self, holder: Holder) -> Destination {
-        match holder {
-            Holder::One(position) if !self.at(position).receives_hbone => Destination::Pass,
-            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
-            Holder::One(_) | Holder::Conflict(..) => Destination::Capture,
-        }
+    pub(super) fn holder(&self, address: IpAddr) -> Option<&Holder> {
+        self.indexes.holders.get(&address)
     }
 
     /// Returns the service of a DNS name.
     pub(super) fn named(&self, hostname: &str) -> Option<&Backends> {
-        self.named.get(hostname).map(|backends| &**backends)
+        self.indexes.named.get(hostname).map(|backends| &**backends)
     }
 
     pub(super) fn owners(&self, address: IpAddr) -> &[Owner] {
-        self.owners.get(&address).map_or(&[], Vec::as_slice)
+        self.indexes.owners.get(&address).map_or(&[], |owners| owners)
     }
 }
 
@@ -211,14 +210,22 @@ impl fmt::Display for AddressConflict {
 }
 
 impl Holder {
-    /// Who has the address once another workload claims it too.
-    fn joined(self, claimant: Position, workloads: &[Arc<Workload>]) -> Self {
-        let terminating = |position: Position| workloads[position as usize].terminating;
-        let (Self::One(holder) | Self::Conflict(holder, _)) = self;
-        match (self, terminating(holder), terminating(claimant)) {
-            (_, true, false) => Self::One(claimant),
-            (_, false, true) | (Self::Conflict(..), ..) => self,
-            (Self::One(holder), ..) => Self::Conflict(holder, claimant),
+    /// Who has the address once another workload claims it too. To be asked in the order of the workloads' names.
+    pub(super) fn joined(before: Option<Self>, claimant: &Arc<Workload>) -> Self {
+        let Some(before) = before else { return Self::One(Arc::clone(claimant)) };
+        let (Self::One(holder) | Self::Conflict(holder, _)) = &before;
+        match (&before, holder.terminating, claimant.terminating) {
+            (_, true, false) => Self::One(Arc::clone(claimant)),
+            (_, false, true) | (Self::Conflict(..), ..) => before,
+            (Self::One(holder), ..) => Self::Conflict(Arc::clone(holder), Arc::clone(claimant)),
+        }
+    }
+
+    fn destination(&self) -> Destination {
+        match self {
+            Self::One(workload) if !workload.receives_hbone => Destination::Pass,
+            // The agent refuses what is in dispute; a connection that the kernel let pass would go out in plaintext.
+            Self::One(_) | Self::Conflict(..) => Destination::Capture,
         }
     }
 }
@@ -231,48 +238,6 @@ impl Owner {
             verdict => verdict,
         }
     }
-}
-
-fn holders(workloads: &[Arc<Workload>]) -> HashMap<IpAddr, Holder> {
-    let mut holders: HashMap<IpAddr, Holder> = HashMap::with_capacity(workloads.len());
-    for (position, workload) in (0..).zip(workloads) {
-        for &address in &workload.addresses {
-            let holder = holders.entry(address);
-            holder
-                .and_modify(|holder| *holder = holder.joined(position, workloads))
-                .or_insert(Holder::One(position));
-        }
-    }
-    holders
-}
-
-fn resolve(
-    workloads: &[Arc<Workload>],
-    services: &[Arc<Service>],
-    holders: &HashMap<IpAddr, Holder>,
-    zones: &Zones,
-) -> Vec<Arc<Backends>> {
-    let pods = Pods::new(workloads, holders);
-    services.iter().map(|service| Arc::new(Backends::resolve(service, &pods, zones))).collect()
-}
-
-fn owners(resolved: &[Arc<Backends>]) -> HashMap<IpAddr, Vec<Owner>> {
-    let mut owners: HashMap<IpAddr, Vec<Owner>> = HashMap::with_capacity(resolved.len());
-    for backends in resolved {
-        let mut own = |address: &IpAddr, external| {
-            let owner = Owner { backends: Arc::clone(backends), external };
-            owners.entry(*address).or_default().push(owner);
-        };
-        backends.service().addresses.iter().for_each(|address| own(address, false));
-        backends.service().external_addresses.iter().for_each(|address| own(address, true));
-    }
-    for owners in owners.values_mut() {
-        // Anybody may write any address under `externalIPs` (CVE-2020-8554): none takes a cluster address over.
-        if owners.iter().any(|owner| !owner.external) {
-            owners.retain(|owner| !owner.external);
-        }
-    }
-    owners
 }
 
 #[cfg(test)]
@@ -363,7 +328,8 @@ mod tests {
     fn external_address_takes_over_neither_a_pod_nor_a_cluster_address() {
         let victim = service("10.1.0.1", &["192.0.2.7"]);
         let external_addresses = vec![ip("10.1.0.1"), ip("10.0.0.2")];
-        let greedy = Service { external_addresses, ..service("10.1.0.2", &["10.0.0.1"]) };
+        let name = "greedy".into();
+        let greedy = Service { name, external_addresses, ..service("10.1.0.2", &["10.0.0.1"]) };
         check(
             vec![pod("in", &["10.0.0.1"]), outside("out", &["10.0.0.2"])],
             vec![greedy, victim],
