@@ -1,4 +1,5 @@
-//! What a mesh of many pods costs an agent: memory, the first list, a snapshot, and changes that never end. It prints a
+//! What a mesh of many pods costs an agent: memory, the first list, a change, what the kernel is to know, and changes that
+//! never end. It prints a
 //! table, a line for each size; each is measured in a process of its own, so that none pays for another's memory. Times
 //! are the processor's.
 
@@ -25,9 +26,9 @@ fn main() {
         return;
     }
     println!(
-        "| pods | memory, MiB | first list, ms | a snapshot, ms | CPU at {RATE} changes/s | snapshots/s |"
+        "| pods | memory, MiB | first list, ms | a change, ms | destinations, ms | CPU at {RATE} changes/s | snapshots/s |"
     );
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     let program = env::current_exe().expect("this program's path");
     for size in SIZES {
         let status = process::Command::new(&program).env(SIZE, size.to_string()).status();
@@ -51,12 +52,23 @@ fn measure(pods: usize) -> String {
         index.apply(&record);
         listing += processor_time() - begun;
     }
-    let mut snapshot = index.snapshot();
     let begun = processor_time();
-    for _ in 0..SNAPSHOTS {
+    let mut snapshot = index.snapshot();
+    listing += processor_time() - begun;
+    let changed: Vec<_> = (0..CHANGES as usize)
+        .map(|change| Record::new(&pod(change * 7919 % pods, 1), &settings).expect("a valid object"))
+        .collect();
+    let begun = processor_time();
+    for record in &changed {
+        assert!(index.apply(record), "a change");
         snapshot = hint::black_box(index.snapshot());
     }
-    let cost = (processor_time() - begun) / SNAPSHOTS;
+    let cost = (processor_time() - begun) / CHANGES;
+    let begun = processor_time();
+    for _ in 0..READINGS {
+        drop(hint::black_box(snapshot.destinations("node-0")));
+    }
+    let reading = (processor_time() - begun) / READINGS;
     assert_eq!(snapshot.workloads().len(), pods);
     let memory = resident().saturating_sub(empty);
 
@@ -73,14 +85,16 @@ fn measure(pods: usize) -> String {
         let building = Instant::now();
         snapshot = hint::black_box(index.snapshot());
         built += 1;
-        sleep(pause(building.elapsed()));
+        sleep(pause(building.elapsed(), pods));
     }
     let load = (processor_time() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     drop(snapshot);
     let per_second = f64::from(built) / begun.elapsed().as_secs_f64();
-    let (listing, cost) = (listing.as_secs_f64() * 1e3, cost.as_secs_f64() * 1e3);
+    let [listing, cost, reading] = [listing, cost, reading].map(|time| time.as_secs_f64() * 1e3);
     let (memory, load) = (memory as f64 / f64::from(1 << 20), load * 100.0);
-    format!("| {pods} | {memory:.1} | {listing:.0} | {cost:.2} | {load:.0} % | {per_second:.0} |")
+    format!(
+        "| {pods} | {memory:.1} | {listing:.0} | {cost:.2} | {reading:.1} | {load:.0} % | {per_second:.0} |"
+    )
 }
 
 /// A cluster, an object at a time, as the API server's watch has them.
@@ -165,4 +179,6 @@ fn processor_time() -> Duration {
 }
 
 const SIZE: &str = "CULVERT_BENCH_PODS";
-const SNAPSHOTS: u32 = 10;
+/// So many that the kernel's account of a thread's time, which is as exact as its tick, does not matter.
+const CHANGES: u32 = 500;
+const READINGS: u32 = 100;
