@@ -63,7 +63,7 @@ pub use self::{
     pcap::{Flow, TlsRecords},
     peer::Peer,
     pod::{Pod, PodBuilder},
-    process::Process,
+    process::{Process, install},
     service::{Service, ServiceBuilder},
     wait::{Condition, PATIENCE, eventually, try_eventually},
 };

@@ -168,3 +168,13 @@ fn append(path: &Path) -> Result<File> {
         .open(path)
         .with_context(|| format!("opening the log {}", path.display()))
 }
+
+/// Copies a program, by a process of its own. Were the copy open here, what another test starts meanwhile would have it open
+/// for writing for a moment too, and the kernel runs no such program (execve(2), ETXTBSY).
+///
+/// # Panics
+/// Where it cannot be copied.
+pub fn install(source: &Path, program: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).arg(source).arg(program).status();
+    assert!(status.is_ok_and(|status| status.success()), "installing {}", program.display());
+}

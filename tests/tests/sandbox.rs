@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use lab::{Agent, Mesh, PATIENCE, Pod, Process, eventually, manifest::MESH_LABEL, tcp};
+use lab::{Agent, Mesh, PATIENCE, Pod, Process, eventually, install, manifest::MESH_LABEL, tcp};
 
 /// A mesh with a client in it, whose namespace an annotation names.
 struct World {
@@ -117,13 +117,6 @@ fn run_in(pod: &Pod, cgroup: &Path, line: &str) -> Process {
             .any(|pid| pid == process.pid().to_string())
     });
     process
-}
-
-/// Copies a program by a process of its own. Were the copy open here, what another test starts meanwhile would have it open
-/// for writing for a moment too, and the kernel runs no such program (execve(2), ETXTBSY).
-fn install(source: &Path, program: &Path) {
-    let status = Command::new("install").args(["-m", "755"]).arg(source).arg(program).status().unwrap();
-    assert!(status.success());
 }
 
 const PAUSE: &str = "exec sleep 1000";

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use lab::{Agent, PATIENCE, eventually};
+use lab::{Agent, PATIENCE, eventually, install};
 use serde_json::Value;
 
 use super::world::{World, text};
@@ -97,7 +97,7 @@ fn the_plugin_needs_no_library_of_the_host() {
     );
     let host = world.mesh.directory().join("host");
     std::fs::create_dir(&host).unwrap();
-    std::fs::copy(plugin, host.join("culvert-cni")).unwrap();
+    install(&plugin, &host.join("culvert-cni"));
     let mut command = Command::new("chroot");
     command.arg(&host).arg("/culvert-cni").env("CNI_COMMAND", "VERSION").stdin(Stdio::null());
     let output = command.output().unwrap();

@@ -2,12 +2,11 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command},
 };
 
-use lab::{PATIENCE, eventually};
+use lab::{PATIENCE, eventually, install};
 
 use super::world::World;
 
@@ -26,8 +25,7 @@ impl Machine {
         let at = cgroup.join(format!("kubepods/pod{uid}/kata_abc"));
         fs::create_dir_all(&at).unwrap();
         let program = world.mesh.directory().join("qemu-system-x86_64");
-        fs::copy("/bin/sleep", &program).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        install(Path::new("/bin/sleep"), &program);
         let line = format!("echo $$ > {}/cgroup.procs && exec {} 1000", at.display(), program.display());
         let process = Command::new("sh").args(["-c", &line]).spawn().unwrap();
         Self { process, cgroup }

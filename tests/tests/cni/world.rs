@@ -58,6 +58,8 @@ impl World {
         let mesh = Mesh::new().unwrap();
         let server = ApiServer::start_on(&mesh, "node-b").unwrap();
         server.kubectl(&["apply", "-f", "-"], &definitions()).unwrap();
+        let established = ["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"];
+        server.kubectl(&established, "").unwrap();
         let kubeconfig = prepare(&server).into_os_string();
         let world = Self::with(mesh, &["--kube".into(), "--kubeconfig".into(), kubeconfig]);
         (server, world)

@@ -2,10 +2,10 @@
 
 use std::{fs, net::Ipv4Addr};
 
-use lab::{ClusterNode, PATIENCE, cluster::images, eventually};
+use lab::{ClusterNode, cluster::images, eventually};
 use serde_json::Value;
 
-use crate::world::{Shop, agent_log, alone, is_enrolled};
+use crate::world::{PATIENCE, Shop, agent_log, alone, is_enrolled};
 
 /// Where host-local keeps the addresses of a node that are taken, and the one that it gave last.
 fn leases(node: &ClusterNode) -> std::path::PathBuf {
@@ -24,7 +24,7 @@ fn give_next(node: &ClusterNode, address: Ipv4Addr) {
 fn run(shop: &Shop, node: &ClusterNode, name: &str, mesh: &str) -> Ipv4Addr {
     let pod = POD.replace("NAME", name).replace("NODE", &node.unique_name()).replace("MESH", mesh);
     shop.apply(&pod.replace("IMAGE", images::TOOLS));
-    shop.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    shop.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=180s"]);
     let pod = shop.cluster.get(&["-n", &shop.namespace, "pod", name]).unwrap();
     assert_eq!(is_enrolled(&pod), mesh == "enabled", "{pod:#}");
     pod["status"]["podIP"].as_str().unwrap().parse().unwrap()

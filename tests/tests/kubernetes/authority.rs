@@ -3,10 +3,10 @@
 use std::{fs, time::Duration};
 
 use culvert::identity::{CaError, CertificateAuthority as _, Csr, GrpcCa, GrpcConfig, Svid, ca::GrpcError};
-use lab::{Cluster, ClusterNode, PATIENCE, cluster::images, eventually};
+use lab::{Cluster, ClusterNode, cluster::images, eventually};
 use rcgen::KeyPair;
 
-use crate::world::{ROOT, Shop, agent_process, rolled_out, shared};
+use crate::world::{PATIENCE, ROOT, Shop, agent_process, rolled_out, shared};
 
 /// The token that the kubelet has projected into the pod of a node's agent, as the agent itself reads it.
 fn agents_token(cluster: &Cluster, node: &ClusterNode) -> String {
@@ -52,7 +52,7 @@ fn the_token_of_a_nodes_agent_is_good_for_the_pods_of_that_node_only() {
         shop.apply(
             &POD.replace("NAME", name).replace("IMAGE", images::TOOLS).replace("NODE", &node.unique_name()),
         );
-        shop.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+        shop.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=180s"]);
     }
     rolled_out(cluster, ROOT, "daemonset/culvert");
     let identity = |account: &str| format!("spiffe://cluster.local/ns/tokens/sa/{account}");

@@ -1,8 +1,8 @@
 //! Services, endpoints and policies that change under traffic.
 
-use lab::{PATIENCE, cluster::images, eventually};
+use lab::{cluster::images, eventually};
 
-use crate::world::{Shop, is_enrolled, shared};
+use crate::world::{PATIENCE, Shop, is_enrolled, shared};
 
 /// What curl says of a request to the shop's `web` by `client`: the first word of the answer, or how it failed.
 fn ask(shop: &Shop, url: &str) -> String {
@@ -23,7 +23,7 @@ fn a_service_is_followed_wherever_it_leads() {
     let (cluster, _used) = shared();
     let shop = Shop::open(cluster, "moved", true);
     shop.apply(&OTHER.replace("IMAGE", images::TOOLS));
-    shop.kubectl(&["wait", "--for=condition=Ready", "pod/other", "--timeout=60s"]);
+    shop.kubectl(&["wait", "--for=condition=Ready", "pod/other", "--timeout=180s"]);
     shop.wait_enrolled(true);
 
     // To other pods, by its selector.

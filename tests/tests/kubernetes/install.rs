@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use lab::{Cluster, PATIENCE, eventually};
+use lab::{Cluster, eventually};
 use serde_json::Value;
 
 use crate::{
     traces::{KINDS, before, is_in_kernel, kernel_objects, traces},
-    world::{CHART, ROOT, Shop, alone, helm, install, rolled_out, settle, shared},
+    world::{CHART, PATIENCE, ROOT, Shop, alone, helm, install, rolled_out, settle, shared},
 };
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/culvert.yaml");
@@ -106,7 +106,7 @@ impl Drop for Installed {
         if !std::thread::panicking() {
             return;
         }
-        let _ = cluster.kubectl(&["delete", "-f", CLEANUP, "--ignore-not-found", "--timeout=60s"], "");
+        let _ = cluster.kubectl(&["delete", "-f", CLEANUP, "--ignore-not-found", "--timeout=180s"], "");
         let status = cluster.helm_command().args(["status", "culvert", "--namespace", ROOT]).output();
         let there = status.is_ok_and(|output| output.status.success());
         // A second panic would end the process: what is wrong then, the next test says.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use lab::{ClusterNode, PATIENCE, eventually};
+use lab::{ClusterNode, eventually};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::world::{MARKER, ROOT, Settled, Shop, agent_pod, agent_process, alone, rolled_out};
+use crate::world::{MARKER, PATIENCE, ROOT, Settled, Shop, agent_pod, agent_process, alone, rolled_out};
 
 /// A container that failed is started again at once, the second time after ten seconds.
 const AGAIN: Duration = Duration::from_secs(90);

@@ -1,8 +1,8 @@
 //! Culvert itself is replaced.
 
-use lab::{PATIENCE, eventually};
+use lab::eventually;
 
-use crate::world::{ROOT, Shop, alone, rolled_out};
+use crate::world::{PATIENCE, ROOT, Shop, alone, rolled_out};
 
 #[test]
 fn a_rolling_update_of_the_agents_refuses_no_connection() {

@@ -3,10 +3,11 @@
 use std::{
     fs,
     sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 
 use lab::{
-    Cluster, PATIENCE,
+    Cluster,
     cluster::{ClusterNode, images},
     culvert, eventually,
 };
@@ -16,6 +17,9 @@ use crate::traces;
 
 /// What every request of a client has in it, followed by the name of its namespace.
 pub(crate) const MARKER: &str = "what-only-the-application-reads";
+
+/// How long to wait for what a cluster does: its programs, kubelets and agents have to have their turns.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where Culvert itself is.
 pub(crate) const ROOT: &str = "culvert-system";
@@ -71,7 +75,7 @@ pub(crate) fn helm(cluster: &Cluster, args: &[&str]) -> String {
 
 /// Waits until a rollout is complete.
 pub(crate) fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) {
-    let args = ["-n", namespace, "rollout", "status", workload, "--timeout=120s"];
+    let args = ["-n", namespace, "rollout", "status", workload, "--timeout=180s"];
     if let Err(error) = cluster.kubectl(&args, "") {
         let pods = cluster.kubectl(&["-n", namespace, "describe", "pods"], "").unwrap_or_default();
         let log = cluster.kubectl(&["-n", namespace, "logs", workload, "--tail=50"], "").unwrap_or_default();
@@ -82,7 +86,7 @@ pub(crate) fn rolled_out(cluster: &Cluster, namespace: &str, workload: &str) {
 /// Waits, in a test that has perhaps failed already, until Culvert is all there again for the next one; what is wrong is printed.
 pub(crate) fn settle(cluster: &Cluster) {
     for workload in ["deployment/culvert-ca", "daemonset/culvert"] {
-        let args = ["-n", ROOT, "rollout", "status", workload, "--timeout=120s"];
+        let args = ["-n", ROOT, "rollout", "status", workload, "--timeout=180s"];
         if let Err(error) = cluster.kubectl(&args, "") {
             println!("{workload} is not put right: {error:#}");
         }
@@ -114,7 +118,7 @@ impl Shop {
             .apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  {label}\n"))
             .unwrap();
         // Pods are refused until there is an account for them.
-        shop.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]);
+        shop.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=180s"]);
         let first = cluster.node("node-a").unique_name();
         shop.apply(
             &OBJECTS
@@ -123,7 +127,7 @@ impl Shop {
                 .replace("MARKER", &format!("{MARKER}-{namespace}")),
         );
         rolled_out(cluster, namespace, "deployment/web");
-        shop.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+        shop.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=180s"]);
         if enrolled {
             shop.wait_enrolled(true);
         }
