@@ -46,7 +46,7 @@ impl Watches {
     pub(super) fn start(connection: Connection, settings: &Settings, inbox: &Sender<Batch>) -> Self {
         let Connection { client, traffic } = connection;
         let health = Health::new(traffic);
-        let policies = Policies::new();
+        let policies = Policies::new(settings.trust_domain.clone());
         let mut tasks = JoinSet::new();
         for &kind in KINDS {
             let feed = watch::Feed {

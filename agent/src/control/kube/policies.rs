@@ -9,13 +9,15 @@ use std::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::super::{Key, Kind, Object, Record, Severity};
+use super::super::{Key, Kind, Object, Record, Severity, convert::Content, lint};
+use crate::mesh::TrustDomain;
 
 /// The policies of the API server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Policies {
     policies: Arc<Mutex<BTreeMap<Key, Policy>>>,
     changed: watch::Sender<()>,
+    trust_domain: TrustDomain,
 }
 
 /// A policy as the API server has it.
@@ -35,8 +37,8 @@ pub(super) struct Policy {
 }
 
 impl Policies {
-    pub(super) fn new() -> Self {
-        Self { policies: Arc::default(), changed: watch::Sender::default() }
+    pub(super) fn new(trust_domain: TrustDomain) -> Self {
+        Self { policies: Arc::default(), changed: watch::Sender::default(), trust_domain }
     }
 
     /// Returns what tells of each change.
@@ -56,6 +58,10 @@ impl Policies {
             let notices = notices().filter(|notice| severity(notice.severity));
             notices.map(|notice| format!("{}: {}", notice.path, notice.message)).collect()
         };
+        let mut warnings: Vec<_> = of(|severity| severity != Severity::Error);
+        if let Some(Content::AuthorizationPolicy(Some(policy))) = record.map(|record| &record.content) {
+            warnings.extend(lint::alone(policy, &self.trust_domain));
+        }
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let api_version = text("/apiVersion");
         let conditions = value.pointer("/status/conditions").and_then(Value::as_array);
@@ -65,7 +71,7 @@ impl Policies {
             generation: value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
             conditions: conditions.cloned().unwrap_or_default(),
             errors: of(|severity| severity == Severity::Error),
-            warnings: of(|severity| severity != Severity::Error),
+            warnings,
             unseen: false,
         };
         self.lock().insert(key.clone(), policy);

@@ -36,19 +36,31 @@ pub struct Finding {
 /// Collects what is found in some objects.
 #[derive(Debug)]
 pub(super) struct Findings<'a> {
-    objects: &'a Objects,
+    /// None: the objects are in no files.
+    objects: Option<&'a Objects>,
     found: Vec<Finding>,
 }
 
 impl<'a> Findings<'a> {
     pub(super) fn of(objects: &'a Objects) -> Self {
-        Self { objects, found: Vec::new() }
+        Self { objects: Some(objects), found: Vec::new() }
+    }
+
+    /// Collects what is found in objects that are in no files.
+    pub(super) fn of_no_files() -> Self {
+        Self { objects: None, found: Vec::new() }
     }
 
     /// Notes something about a field of an object.
     pub(super) fn add(&mut self, code: Code, key: &Key, field: &FieldPath, message: impl Into<String>) {
-        if let Some(place) = self.objects.place(key) {
-            self.add_at(code, (key, place), field, message);
+        match self.objects.map(|objects| objects.place(key)) {
+            Some(Some(place)) => self.add_at(code, (key, place), field, message),
+            Some(None) => {}
+            None => self.found.push(Finding {
+                object: Some(key.to_string()),
+                field: field.to_string(),
+                ..Finding::of(code, message.into())
+            }),
         }
     }
 

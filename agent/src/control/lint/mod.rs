@@ -17,8 +17,8 @@ mod tests;
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{FieldPath, Kind, Objects};
-use crate::mesh::{AuthorizationPolicy, Enrollment, PolicyName, Snapshot, TrustDomain, Workload};
+use super::{FieldPath, Objects};
+use crate::mesh::{AuthorizationPolicy, Enrollment, PolicyName, PolicySet, Snapshot, TrustDomain, Workload};
 
 use finding::Findings;
 
@@ -28,7 +28,6 @@ pub use finding::Finding;
 /// What the findings are about.
 #[derive(Debug)]
 struct World<'a> {
-    objects: &'a Objects,
     snapshot: Snapshot,
     /// The pods that each AuthorizationPolicy is for.
     authorized: HashMap<PolicyName, Vec<Arc<Workload>>>,
@@ -41,18 +40,33 @@ pub fn lint(objects: &Objects) -> Vec<Finding> {
     let settings = objects.settings();
     let snapshot = objects.snapshot_enrolling_by_default();
     let world = World {
-        objects,
         authorized: authorized(&snapshot),
         snapshot,
         root: &settings.root_namespace,
         trust_domain: &settings.trust_domain,
     };
     let mut findings = Findings::of(objects);
-    read::check(&world, &mut findings);
-    scope::check(&world, &mut findings);
+    read::check(objects, &world, &mut findings);
+    scope::check(objects, &world, &mut findings);
     rules::check(&world, &mut findings);
     clients::check(&world, &mut findings);
     findings.finish()
+}
+
+/// Returns what is odd in a policy by itself, whatever else there is: a line each, with the field and a remedy. Rules are compared
+/// with each other where they are few.
+pub(super) fn alone(policy: &Arc<AuthorizationPolicy>, trust_domain: &TrustDomain) -> Vec<String> {
+    if policy.rules().len() > MAX_RULES {
+        return Vec::new();
+    }
+    let policies = PolicySet::new(vec![Arc::clone(policy)], Vec::new(), "", &[]);
+    let snapshot = Snapshot::default().with_policies(Arc::new(policies));
+    let world = World { snapshot, authorized: HashMap::new(), root: "", trust_domain };
+    let mut findings = Findings::of_no_files();
+    rules::check(&world, &mut findings);
+    clients::check(&world, &mut findings);
+    let found = findings.finish().into_iter().filter(|finding| ALONE.contains(&finding.code));
+    found.map(|Finding { field, message, remedy, .. }| format!("{field}: {message}: {remedy}")).collect()
 }
 
 fn authorized(snapshot: &Snapshot) -> HashMap<PolicyName, Vec<Arc<Workload>>> {
@@ -75,11 +89,6 @@ impl World<'_> {
     fn has_pods(&self) -> bool {
         !self.snapshot.workloads().is_empty()
     }
-
-    fn has_policies(&self) -> bool {
-        let is_policy = |kind| matches!(kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy);
-        self.objects.keys().any(|key| is_policy(key.kind))
-    }
 }
 
 fn is_enrolled(workload: &Workload) -> bool {
@@ -89,3 +98,9 @@ fn is_enrolled(workload: &Workload) -> bool {
 fn spec() -> FieldPath {
     FieldPath::of(&["spec"])
 }
+
+/// What a policy shows by itself: the rest is about pods and other policies, which come and go.
+const ALONE: [Code; 4] =
+    [Code::NeverMatches, Code::ShadowedRule, Code::DuplicateRule, Code::ForeignTrustDomain];
+/// Of so many rules each is compared with each.
+const MAX_RULES: usize = 200;

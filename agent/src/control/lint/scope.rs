@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    super::{FieldPath, Key, Kind},
+    super::{FieldPath, Key, Kind, Objects},
     Code, Findings, World, is_enrolled, spec,
 };
 use crate::mesh::{Action, AuthorizationPolicy, Mode, PeerAuthentication, PolicyName, Target, Workload};
 
-pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
+pub(super) fn check(objects: &Objects, world: &World<'_>, findings: &mut Findings<'_>) {
     for policy in world.snapshot.policies().authorization() {
         let pods = world.authorized(policy);
         let field = match policy.target {
@@ -18,7 +18,7 @@ pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
         };
         selection(world, findings, (&policy.name, field), pods);
     }
-    let authentications: Vec<_> = world.objects.authentications().collect();
+    let authentications: Vec<_> = objects.authentications().collect();
     for policy in &authentications {
         let pods = world.authenticated(policy);
         let field = policy.selector.is_some().then(|| spec().key("selector"));
@@ -26,7 +26,7 @@ pub(super) fn check(world: &World<'_>, findings: &mut Findings<'_>) {
         strict(world, findings, policy, &pods);
         ignored(world, findings, policy, &authentications);
     }
-    default_deny(world, findings);
+    default_deny(objects, world, findings);
 }
 
 impl World<'_> {
@@ -115,7 +115,7 @@ fn ignored(
 }
 
 /// Namespaces of pods, or of policies where there are no pods, in which whoever is not named is let in.
-fn default_deny(world: &World<'_>, findings: &mut Findings<'_>) {
+fn default_deny(objects: &Objects, world: &World<'_>, findings: &mut Findings<'_>) {
     let policies = world.snapshot.policies().authorization();
     let mut namespaces: BTreeSet<&str> = BTreeSet::new();
     let pods = world.snapshot.workloads().iter().filter(|pod| is_enrolled(pod));
@@ -137,7 +137,7 @@ fn default_deny(world: &World<'_>, findings: &mut Findings<'_>) {
         let message = format!(
             "no ALLOW policy is for the whole namespace {namespace}: pods that no ALLOW policy selects accept everybody"
         );
-        match representative(world, namespace) {
+        match representative(objects, namespace) {
             Some(key) => findings.add(Code::NoDefaultDeny, key, &FieldPath::of(&["metadata"]), message),
             None => findings.general(Code::NoDefaultDeny, message),
         }
@@ -145,10 +145,10 @@ fn default_deny(world: &World<'_>, findings: &mut Findings<'_>) {
 }
 
 /// The object that stands for a namespace: its own, or the first policy in it, or the first pod.
-fn representative<'a>(world: &'a World<'_>, namespace: &str) -> Option<&'a Key> {
+fn representative<'a>(objects: &'a Objects, namespace: &str) -> Option<&'a Key> {
     let own = |key: &&Key| key.kind == Kind::Namespace && key.name == namespace;
     let of = |kind| move |key: &&Key| key.kind == kind && key.namespace == namespace;
-    let keys = || world.objects.keys();
+    let keys = || objects.keys();
     keys()
         .find(own)
         .or_else(|| keys().find(of(Kind::AuthorizationPolicy)))

@@ -111,7 +111,7 @@ mod tests {
         };
         let object = Object::AuthorizationPolicy(Box::new(object));
         let record = Record::new(&object, &settings).unwrap();
-        let policies = Policies::new();
+        let policies = Policies::new(settings.trust_domain);
         policies.note(record.key(), &object, Some(&record));
         policies.all().into_values().next().unwrap()
     }
@@ -142,6 +142,14 @@ mod tests {
             "{broken:?}"
         );
         assert_eq!(show(&broken)[2], "culvert.dev/InEffect False SelectsNothing");
+        // What the linter says of it by itself.
+        let foreign = json!({"rules": [{"from": [{"source": {"principals": ["elsewhere/ns/shop/sa/front"]}}]}, {}, {}]});
+        let foreign = conditions(&policy(&foreign, &Value::Null), Selection::Some).unwrap();
+        assert_eq!(show(&foreign)[1], "culvert.dev/AsWritten False Warnings");
+        let message = foreign[1]["message"].as_str().unwrap();
+        for part in ["its trust domain is cluster.local", "spec.rules[2]: rules[1] says the same"] {
+            assert!(message.contains(part), "{part} is not in {message}");
+        }
         let unseen = policy(&json!({"rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]}), &Value::Null);
         assert_eq!(
             show(&conditions(&unseen, Selection::Some).unwrap())[1],
