@@ -1,6 +1,6 @@
 //! Installing, upgrading and removing.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use lab::{Cluster, eventually};
 use serde_json::Value;
@@ -10,6 +10,7 @@ use crate::{
     world::{CHART, PATIENCE, ROOT, Shop, alone, helm, install, rolled_out, settle, shared},
 };
 
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/culvert.yaml");
 const CLEANUP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/cleanup.yaml");
 
@@ -29,6 +30,24 @@ fn assert_taken_without_a_warning(cluster: &Cluster, manifests: &str) {
 fn the_manifest_for_kubectl_is_taken_without_a_warning() {
     let (cluster, _used) = shared();
     assert_taken_without_a_warning(cluster, &fs::read_to_string(MANIFEST).unwrap());
+}
+
+/// As docs/install.md has it: an overlay gives the image another name.
+#[test]
+fn the_manifest_is_a_base_for_kustomize() {
+    let (cluster, _used) = shared();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["culvert.yaml", "kustomization.yaml"] {
+        let copy = folder.path().join("base").join(file);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::copy(Path::new(DEPLOY).join(file), copy).unwrap();
+    }
+    let overlay = "resources: [base]\nimages: [{name: culvert.dev/culvert, newName: registry.example/culvert, newTag: '7'}]\n";
+    fs::write(folder.path().join("kustomization.yaml"), overlay).unwrap();
+    let manifests = cluster.kubectl(&["kustomize", &folder.path().display().to_string()], "").unwrap();
+    assert!(manifests.contains("registry.example/culvert:7"), "{manifests}");
+    assert!(!manifests.contains("image: culvert.dev"), "{manifests}");
+    assert_taken_without_a_warning(cluster, &manifests);
 }
 
 /// What helm makes of the chart with values of a user's own.
