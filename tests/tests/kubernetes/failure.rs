@@ -10,7 +10,7 @@ use crate::world::{PATIENCE, ROOT, Shop, agent_pod, agent_process, alone, is_enr
 const AGAIN: Duration = Duration::from_secs(90);
 
 /// How long the API server is away.
-const AWAY: Duration = Duration::from_secs(30);
+const AWAY: Duration = Duration::from_secs(60);
 
 /// While this lives no node has an agent: the DaemonSet's pods fit nowhere. Its end waits until they are back.
 struct Nowhere(&'static Cluster);
