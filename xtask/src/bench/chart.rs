@@ -13,7 +13,7 @@ pub(super) fn draw(results: &Results) -> Result<String> {
         .flat_map(|load| PATHS.into_iter().map(move |(path, colour)| (load, path, colour)))
         .filter_map(|(load, path, colour)| {
             let found = comparisons.iter().find(|it| it.load == load && it.path == path)?;
-            Some((load, colour, found.ratio?))
+            Some((load, path, colour, found.ratio?))
         })
         .collect();
     let mut svg = String::new();
@@ -24,7 +24,7 @@ pub(super) fn draw(results: &Results) -> Result<String> {
         let mut chart = ChartBuilder::on(&area)
             .margin(10)
             .x_label_area_size(30)
-            .y_label_area_size(280)
+            .y_label_area_size(440)
             .build_cartesian_2d(0.0..1.1, 0.0..bars.len() as f64)
             .map_err(drawing)?;
         chart
@@ -34,7 +34,7 @@ pub(super) fn draw(results: &Results) -> Result<String> {
             .x_desc("ratio to plain TCP in the same round, with its interval of 95 %")
             .draw()
             .map_err(drawing)?;
-        for (number, (load, colour, ratio)) in bars.iter().rev().enumerate() {
+        for (number, (load, path, colour, ratio)) in bars.iter().rev().enumerate() {
             let (bottom, top) = (number as f64 + 0.15, number as f64 + 0.85);
             let middle = f64::midpoint(bottom, top);
             let value = ratio.value.min(1.1);
@@ -45,8 +45,8 @@ pub(super) fn draw(results: &Results) -> Result<String> {
             chart.draw_series([reach]).map_err(drawing)?;
             let (x, y) = chart.backend_coord(&(0.0, middle));
             let style = ("sans-serif", 13).into_font().color(&BLACK);
-            let text = format!("{}: {:.2}", load.name(), ratio.value);
-            area.draw_text(&text, &style, (x - 275, y - 7)).map_err(drawing)?;
+            let text = format!("{}, {}: {:.2}", path.name(), load.name(), ratio.value);
+            area.draw_text(&text, &style, (x - 435, y - 7)).map_err(drawing)?;
         }
         area.present().map_err(drawing)?;
     }
@@ -57,7 +57,7 @@ fn drawing(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("drawing the chart: {error}")
 }
 
-const WIDTH: u32 = 900;
+const WIDTH: u32 = 1000;
 /// What is drawn, in colours that differ also without colour.
 const PATHS: [(Path, RGBColor); 3] = [
     (Path::Across, RGBColor(31, 119, 180)),
