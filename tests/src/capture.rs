@@ -40,7 +40,7 @@ impl Capture {
             "-i",
             interface,
             "-s",
-            "0",
+            LONGEST,
             "-B",
             BUFFER_KIB,
             "--immediate-mode",
@@ -113,8 +113,12 @@ impl Capture {
 const QUIET: Duration = Duration::from_millis(50);
 const LOOKS: usize = 100;
 
-/// The kernel's buffer: enough for what two cores can send before tcpdump gets a turn.
-const BUFFER_KIB: &str = "65536";
+/// The longest packet that is captured as a whole: IP's longest, with what is before it. Each has a place of this size in the
+/// kernel's buffer, however short it is.
+const LONGEST: &str = "65600";
+
+/// The kernel's buffer: two thousand places, enough for what two cores can send before tcpdump gets a turn.
+const BUFFER_KIB: &str = "131072";
 
 impl Captured {
     /// Whether the bytes occur: in a packet, or across packets of one direction of a connection.

@@ -14,8 +14,8 @@ fn a_label_puts_what_runs_on_mutual_tls_and_takes_it_back_without_a_restart_or_a
         eventually(PATIENCE, || {
             let capture = cluster.capture(cluster.node("node-a")).unwrap();
             shop.wait_answers(10);
-            let captured = capture.stop().unwrap();
-            captured.contains(&marker) == wanted
+            let captured = capture.stop().map_err(|error| format!("{error:#}"))?;
+            if captured.contains(&marker) == wanted { Ok(()) } else { Err(format!("read: {}", !wanted)) }
         });
     };
     on_wire(true);
