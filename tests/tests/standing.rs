@@ -51,8 +51,11 @@ fn serve(server: &Pod) -> (tcp::Server, mpsc::Receiver<(SocketAddr, Option<Error
         let end = loop {
             match tcp::read(&mut stream, &mut buffer) {
                 Ok(0) => break None,
+                // A reset is told once: to whoever asks first.
                 Ok(length) => {
-                    let _ = stream.write_all(&buffer[..length]);
+                    if let Err(error) = stream.write_all(&buffer[..length]) {
+                        break Some(error.kind());
+                    }
                 }
                 Err(error) => break Some(error.kind()),
             }
