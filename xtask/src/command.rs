@@ -3,6 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{IsTerminal as _, Read, Write as _},
+    os::unix::process::CommandExt as _,
     process::{Child, Command, ExitStatus, Stdio},
 };
 
@@ -137,6 +138,20 @@ impl Root {
         command.arg(program);
         command
     }
+}
+
+/// Replaces this process with itself as root for `purpose`, so that Ctrl-C reaches that part alone: the same arguments, and
+/// `flag` after the task's name. Of the environment it has `variables`, where programs are, and whether colours are wanted.
+pub(crate) fn go_on_as_root(purpose: &str, flag: &str, variables: &[(&str, OsString)]) -> Result<()> {
+    let root = Root::acquire(purpose)?;
+    let this = std::env::current_exe().context("finding this program's own path")?;
+    let mut all = variables.to_vec();
+    all.push(("PATH", path()));
+    all.extend(std::env::var_os("NO_COLOR").map(|value| ("NO_COLOR", value)));
+    let mut command = root.command(this, &all);
+    let mut arguments = std::env::args_os().skip(1);
+    command.args(arguments.next()).arg(flag).args(arguments);
+    Err(command.exec()).context("starting the part that needs root")
 }
 
 /// Renders a command as a person would type it.

@@ -25,7 +25,6 @@ mod targets;
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
 };
 
@@ -33,11 +32,7 @@ use anyhow::{Context as _, Result};
 use lab::Mesh;
 
 use self::{results::Results, rounds::Plan, stage::Stage};
-use crate::{
-    build,
-    command::{self, Root},
-    layout, setup,
-};
+use crate::{build, command, layout, setup};
 
 /// What to measure, and where to put it.
 #[derive(clap::Args)]
@@ -98,19 +93,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     become_root()
 }
 
-/// Replaces this process with the part that needs root, so that Ctrl-C reaches that part alone.
 fn become_root() -> Result<()> {
-    let root = Root::acquire("making network namespaces in which agents load eBPF programs")?;
     let programs = layout::target()?.join("release");
     let variables = [
         ("CULVERT_BIN", programs.join("culvert").into_os_string()),
         (LOAD, programs.join("load").into_os_string()),
         ("LAB_PREFIX", "bench".into()),
     ];
-    let this = std::env::current_exe().context("finding this program's own path")?;
-    let mut command = root.command(this, &variables);
-    command.args(std::env::args_os().skip(1)).arg("--built");
-    Err(command.exec()).context("starting the part that needs root")
+    let purpose = "making network namespaces in which agents load eBPF programs";
+    command::go_on_as_root(purpose, "--built", &variables)
 }
 
 fn measure(options: &Options) -> Result<()> {

@@ -17,10 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use lab::{Cluster, ClusterConfig, cluster::tools};
 
-use crate::{
-    command::{self, Root},
-    layout, setup,
-};
+use crate::{command, layout, setup};
 
 /// What to do with the cluster.
 #[derive(clap::Args)]
@@ -98,19 +95,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Replaces this process with the part that needs root, with the same arguments.
 fn become_root() -> Result<()> {
-    let root = Root::acquire("a cluster's network namespaces and containers")?;
-    let this = std::env::current_exe().context("finding this program's own path")?;
-    let mut variables =
-        vec![(tools::CACHE_VARIABLE, layout::cache()?.into_os_string()), ("PATH", command::path())];
-    for name in ["CULVERT_BIN", "CULVERT_CLUSTER", "NO_COLOR", "TERM", "EDITOR"] {
+    let mut variables = vec![(tools::CACHE_VARIABLE, layout::cache()?.into_os_string())];
+    for name in ["CULVERT_BIN", "CULVERT_CLUSTER", "TERM", "EDITOR"] {
         variables.extend(std::env::var_os(name).map(|value| (name, value)));
     }
-    let mut command = root.command(this, &variables);
-    let mut arguments = std::env::args_os().skip(1);
-    command.args(arguments.next()).arg("--prepared").args(arguments);
-    Err(command.exec()).context("starting the part that needs root")
+    command::go_on_as_root("a cluster's network namespaces and containers", "--prepared", &variables)
 }
 
 fn up(name: &str) -> Result<()> {

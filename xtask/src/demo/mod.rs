@@ -16,19 +16,13 @@ mod stage;
 mod traffic;
 mod wire;
 
-use std::{os::unix::process::CommandExt as _, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{Mesh, cluster::tools};
 
 use self::stage::Stage;
-use crate::{
-    build,
-    command::{self, Root},
-    layout,
-    report::Report,
-    setup,
-};
+use crate::{build, command, layout, report::Report, setup};
 
 /// What to show.
 #[derive(clap::Args)]
@@ -56,26 +50,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     become_root(options, &build::agent(true)?)
 }
 
-/// Replaces this process with the part that needs root, so that Ctrl-C reaches that part alone.
 fn become_root(options: &Options, culvert: &Path) -> Result<()> {
-    let root = Root::acquire(if options.cluster {
+    let purpose = if options.cluster {
         "a cluster's network namespaces, containers and eBPF programs"
     } else {
         "making network namespaces in which agents load eBPF programs"
-    })?;
-    let this = std::env::current_exe().context("finding this program's own path")?;
-    // The namespaces' names begin so; demos and tests on one machine leave each other alone.
-    let mut variables = vec![("CULVERT_BIN", culvert.as_os_str().to_owned()), ("LAB_PREFIX", "demo".into())];
-    variables.extend([(tools::CACHE_VARIABLE, layout::cache()?.into_os_string()), ("PATH", command::path())]);
-    variables.extend(std::env::var_os("NO_COLOR").map(|value| ("NO_COLOR", value)));
-    let mut command = root.command(this, &variables);
-    command.args(["demo", "--built"]);
-    for (set, argument) in [(options.keep, "--keep"), (options.cluster, "--cluster")] {
-        if set {
-            command.arg(argument);
-        }
-    }
-    Err(command.exec()).context("starting the part that needs root")
+    };
+    let variables = [
+        ("CULVERT_BIN", culvert.as_os_str().to_owned()),
+        // The namespaces' names begin so; demos and tests on one machine leave each other alone.
+        ("LAB_PREFIX", "demo".into()),
+        (tools::CACHE_VARIABLE, layout::cache()?.into_os_string()),
+    ];
+    command::go_on_as_root(purpose, "--built", &variables)
 }
 
 fn show(keep: bool) -> Result<()> {
