@@ -39,13 +39,21 @@ pub(super) fn trim_heap() {
 /// Has the C library give back what is free at the end of any thread's heap. malloc_trim(3) does that for the first heap
 /// alone; of the others it is kept up to a threshold, which glibc raises to twice the largest block that was ever freed
 /// (mallopt(3)): the kernel's BTF has several MB.
+///
+/// A threshold that is set no longer adapts, and neither does the size from which a block is a mapping of its own: a
+/// buffer of a bulk transfer would be mapped, faulted in and unmapped for each read, half of the transfer's cost.
 pub(super) fn keep_heaps_short() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer, and may be called by any thread at any time. 128 KiB is the threshold to begin with.
+    // SAFETY: it takes no pointer, and may be called by any thread at any time.
     unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, HEAP_THRESHOLD);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_THRESHOLD);
     }
 }
+
+/// Bytes: several times the largest buffer of a connection, a fraction of what an agent needs at all.
+#[cfg(target_env = "gnu")]
+const HEAP_THRESHOLD: libc::c_int = 1024 * 1024;
 
 /// Opens what is pinned at a path.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {

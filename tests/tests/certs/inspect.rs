@@ -101,7 +101,7 @@ fn each_fault_of_a_workload_certificate_is_named() {
             Wish { constraints: "critical, CA:true", usage: "critical, keyCertSign", ..web() },
             "is an authority at once",
         ),
-        ("old", Wish { days: (-9, -2), ..web() }, "it expired 2days ago"),
+        ("old", Wish { days: (-9, -2), ..web() }, "it expired 2days"),
         ("young", Wish { days: (3, 4), ..web() }, "it is not valid yet"),
         (
             "rsa",
