@@ -6,6 +6,7 @@
 //!
 //! Programs are built by the user and only run by root, so that no file in the checkout comes to belong to root.
 
+mod again;
 mod fuzz;
 mod programs;
 mod tally;
@@ -15,6 +16,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use self::{
+    again::Again,
     programs::{Program, Programs},
     tally::Tally,
 };
@@ -79,9 +81,10 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     heading("build");
     let programs = Programs::build()?;
+    let mut again = Again::default();
     if all || options.unit {
         heading("unit");
-        run_unit(&programs, options, tally)?;
+        run_unit(&programs, options, tally, &mut again)?;
     }
     if all || options.fuzz {
         heading("fuzz");
@@ -89,33 +92,45 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     if let Some(root) = root {
         heading("privileged");
-        run_privileged(root, &programs, options, tally)?;
+        run_privileged(root, &programs, options, tally, &mut again)?;
     }
     if all || options.vm {
-        run_vms(&programs.for_vm()?, options, tally);
+        run_vms(&programs.for_vm()?, options, tally, &mut again);
     }
     Ok(())
 }
 
-fn run_unit(programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
+fn run_unit(programs: &Programs, options: &Options, tally: &mut Tally, again: &mut Again) -> Result<()> {
     for program in programs.units() {
-        let mut command = Command::new(&program.path);
-        command.arg(format!("--test-threads={UNIT_THREADS}")).args(&options.filter);
-        run_program(program, &mut command, tally)?;
+        let command = || {
+            let mut command = Command::new(&program.path);
+            command.arg(format!("--test-threads={UNIT_THREADS}"));
+            Ok(command)
+        };
+        tally.merge(&run_program(program, command, options, again)?);
     }
     Ok(())
 }
 
 /// Runs the suites one after the other: they share the machine's one kernel.
-fn run_privileged(root: Root, programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
+fn run_privileged(
+    root: Root,
+    programs: &Programs,
+    options: &Options,
+    tally: &mut Tally,
+    again: &mut Again,
+) -> Result<()> {
     let mut any = false;
     for program in programs.suites() {
         any = true;
-        let mut command = root.command("timeout", &programs.variables()?);
-        // `--foreground` keeps Ctrl-C working.
-        command.args(["--foreground", "--kill-after=10", SUITE_LIMIT]).arg(&program.path);
-        command.arg(format!("--test-threads={SUITE_THREADS}")).args(&options.filter);
-        run_program(program, &mut command, tally)?;
+        let command = || {
+            let mut command = root.command("timeout", &programs.variables()?);
+            // `--foreground` keeps Ctrl-C working.
+            command.args(["--foreground", "--kill-after=10", SUITE_LIMIT]).arg(&program.path);
+            command.arg(format!("--test-threads={SUITE_THREADS}"));
+            Ok(command)
+        };
+        tally.merge(&run_program(program, command, options, again)?);
     }
     if !any {
         bail!("there is no privileged suite: tests/tests holds none");
@@ -123,8 +138,19 @@ fn run_privileged(root: Root, programs: &Programs, options: &Options, tally: &mu
     Ok(())
 }
 
-fn run_program(program: &Program, command: &mut Command, tally: &mut Tally) -> Result<()> {
+/// Runs a program by `command`, and what failed once more.
+fn run_program(
+    program: &Program,
+    command: impl Fn() -> Result<Command>,
+    options: &Options,
+    again: &mut Again,
+) -> Result<Tally> {
     println!("\n{program}");
+    let seen = run_once(program, command()?.args(&options.filter))?;
+    again.settle(&program.to_string(), seen, |names| run_once(program, command()?.arg("--exact").args(names)))
+}
+
+fn run_once(program: &Program, command: &mut Command) -> Result<Tally> {
     // As cargo does it, so that a test finds its own package's files.
     command.current_dir(&program.folder);
     let mut seen = Tally::default();
@@ -133,23 +159,35 @@ fn run_program(program: &Program, command: &mut Command, tally: &mut Tally) -> R
         eprintln!("error: {program} ended early: {status}");
         seen.fail();
     }
-    tally.merge(&seen);
-    Ok(())
+    Ok(seen)
 }
 
-fn run_vms(programs: &vm::Programs, options: &Options, tally: &mut Tally) {
+fn run_vms(programs: &vm::Programs, options: &Options, tally: &mut Tally, again: &mut Again) {
     for kernel in vm::Kernel::ALL {
         heading(&format!("kernel {kernel}"));
-        let mut seen = Tally::default();
-        let outcome = vm::run_suite(kernel, programs, options.filter.as_deref(), |line| seen.read(line));
-        if let Err(error) = outcome {
-            eprintln!("error: kernel {kernel}: {error:#}");
-            if seen.failed() == 0 {
-                seen.fail();
-            }
+        let seen = run_vm(kernel, programs, options.filter.as_deref());
+        let settled = again.settle(&format!("kernel {kernel}"), seen, |names| {
+            let mut seen = Tally::default();
+            names.iter().for_each(|name| seen.merge(&run_vm(kernel, programs, Some(name))));
+            Ok(seen)
+        });
+        match settled {
+            Ok(settled) => tally.merge(&settled),
+            Err(_) => tally.fail(),
         }
-        tally.merge(&seen);
     }
+}
+
+fn run_vm(kernel: vm::Kernel, programs: &vm::Programs, filter: Option<&str>) -> Tally {
+    let mut seen = Tally::default();
+    let outcome = vm::run_suite(kernel, programs, filter, |line| seen.read(line));
+    if let Err(error) = outcome {
+        eprintln!("error: kernel {kernel}: {error:#}");
+        if seen.failed() == 0 {
+            seen.fail();
+        }
+    }
+    seen
 }
 
 fn heading(part: &str) {
