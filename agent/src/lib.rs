@@ -40,7 +40,6 @@ use crate::{
         kube::{PodReport, PodState},
     },
     enroll::Enroller,
-    hbone::Pool,
     identity::{Revocation, SvidStore},
     run_directory::RunFile,
     shutdown::Shutdown,
@@ -63,8 +62,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
     identity::CertificateMetrics::register(&mut registry, svids.clone());
-    let pool = Pool::new(hbone::PoolConfig::default());
-    pool.handshakes().register(&mut registry);
+    let workers =
+        proxy::Workers::start(args.threads.map_or_else(threads, usize::from), &hbone::PoolConfig::default())
+            .context("starting the threads that carry connections (--threads)")?;
+    workers.handshakes().register(&mut registry);
 
     // clap's `requires` takes a flag that is not given for one that is.
     ensure!(args.kube || args.kubeconfig.is_none(), "--kubeconfig is for --kube, which was not given");
@@ -103,8 +104,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         max_connections: args.max_connections.unwrap_or(connections_within(files)),
         hold_unknown: !args.pod_ranges.is_empty(),
     };
-    let context =
-        proxy::Context::new(&config, mesh.clone(), (svids.clone(), pool.clone()), metrics, shutdown.clone())?;
+    let context = proxy::Context::new(
+        &config,
+        mesh.clone(),
+        (svids.clone(), workers.clone()),
+        metrics,
+        shutdown.clone(),
+    )?;
     let enrolling = enroll::Config { node: args.node.clone(), leave_period: args.leave_period };
     let runtime = ContainerRuntime::start(&args, &capture, api_server.as_ref())?;
     let pods = (svids.clone(), runtime.sandboxes());
@@ -119,7 +125,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         pods: enroller.status(),
         capture: capture.clone(),
         svids,
-        pool: pool.clone(),
+        workers: workers.clone(),
         proxy: context.clone(),
         cni: runtime.problems(),
     };
@@ -144,8 +150,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let outcome = until_signal(enrolling, &shutdown).await;
     if outcome.is_ok() {
         shutdown.run(args.grace_period).await;
-        if tokio::time::timeout(POOL_LIMIT, pool.drain()).await.is_err() {
-            pool.abort();
+        if tokio::time::timeout(POOL_LIMIT, workers.drain()).await.is_err() {
+            workers.abort();
         }
         context.flush_log();
         tracing::info!("the agent has ended");
@@ -233,6 +239,14 @@ fn connections_within(files: usize) -> usize {
     }
     (files / 4 * 3 / 2).max(1)
 }
+
+/// Returns how many threads carry connections: one for each processor that the process may use. More than a few would only
+/// add to the tunnels between the same two pods.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(MAX_THREADS))
+}
+
+const MAX_THREADS: usize = 8;
 
 /// Below this an agent soon refuses connections.
 const MODEST_FILES: usize = 16_384;

@@ -21,7 +21,6 @@ use crate::{
     cni::install,
     control::{Problem, kube::Health},
     enroll::Status,
-    hbone::Pool,
     identity::{Inventory, SvidStore, followed},
     mesh::{Answer, PolicySet, Snapshot, TrustDomain},
     proxy,
@@ -85,7 +84,7 @@ pub(crate) struct Sources {
     pub(crate) pods: Status,
     pub(crate) capture: Arc<Capture>,
     pub(crate) svids: SvidStore,
-    pub(crate) pool: Pool,
+    pub(crate) workers: proxy::Workers,
     pub(crate) proxy: Arc<proxy::Context>,
     /// What is wrong with the CNI plugin.
     pub(crate) cni: install::Problems,
@@ -98,7 +97,7 @@ impl Sources {
             problems: self.problems.clone(),
             pods: self.pods.clone(),
             capture: self.capture.clone(),
-            pool: self.pool.clone(),
+            workers: self.workers.clone(),
             proxy: self.proxy.clone(),
             runtime: Handle::current(),
         }));
@@ -218,7 +217,7 @@ struct Gauges {
     problems: watch::Receiver<Arc<Vec<Problem>>>,
     pods: Status,
     capture: Arc<Capture>,
-    pool: Pool,
+    workers: proxy::Workers,
     proxy: Arc<proxy::Context>,
     runtime: Handle,
 }
@@ -228,7 +227,7 @@ impl Collector for Gauges {
         let mesh = self.mesh.borrow().clone();
         let pods = self.pods.pods();
         let enrolled = pods.iter().filter(|pod| pod.state == "enrolled").count();
-        let pool = self.pool.stats();
+        let pool = self.workers.stats();
         let mut gauges = vec![
             ("culvert_workloads", "Workloads that the agent knows", mesh.workloads().len()),
             ("culvert_services", "Services that the agent knows", mesh.services().len()),

@@ -83,6 +83,10 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
+    /// How many threads carry connections [default: one for each processor, 8 at most].
+    #[arg(long, env = "CULVERT_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+
     /// The access log, one line a connection, on the standard output.
     #[arg(long, env = "CULVERT_ACCESS_LOG", value_name = "FORMAT", default_value = "text")]
     pub access_log: AccessLogFormat,
@@ -154,12 +158,17 @@ pub(super) fn run_process(
     keep_memory_private().context("forbidding core dumps")?;
     start_log(filter, format)?;
     tokio::runtime::Builder::new_multi_thread()
+        // What carries connections has threads of its own (`proxy::Workers`).
+        .worker_threads(MAIN_THREADS)
         .enable_all()
         .thread_name("culvert")
         .build()
         .context("starting the runtime")?
         .block_on(main)
 }
+
+/// Threads for everything but the connections: one computes while the other answers.
+const MAIN_THREADS: usize = 2;
 
 /// Has what the process says of itself written to the standard error.
 fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {

@@ -11,9 +11,9 @@ use super::{
     metrics::Metrics,
     pods::{Pods, Unenforced},
     shares::Shares,
+    workers::Workers,
 };
 use crate::{
-    hbone::Pool,
     identity::SvidStore,
     mesh::{Snapshot, Workload},
     shutdown::Shutdown,
@@ -35,7 +35,7 @@ pub struct Config {
 pub struct Context {
     pub(super) mesh: watch::Receiver<Arc<Snapshot>>,
     pub(super) svids: SvidStore,
-    pub(super) pool: Pool,
+    pub(super) workers: Workers,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
     pub(super) shutdown: Shutdown,
@@ -56,7 +56,7 @@ impl Context {
     pub fn new(
         config: &Config,
         mesh: watch::Receiver<Arc<Snapshot>>,
-        (svids, pool): (SvidStore, Pool),
+        (svids, workers): (SvidStore, Workers),
         metrics: Metrics,
         shutdown: Shutdown,
     ) -> std::io::Result<Arc<Self>> {
@@ -64,7 +64,7 @@ impl Context {
         Ok(Arc::new(Self {
             mesh,
             svids,
-            pool,
+            workers,
             metrics,
             access_log,
             shutdown,
@@ -103,13 +103,13 @@ impl Context {
 
     /// Ends the tunnels of a pod that left.
     pub fn forget_source(&self, uid: &str) {
-        self.pool.drop_source(uid);
+        self.workers.drop_source(uid);
     }
 
     /// Ends the tunnels to addresses that another pod has now, or nobody, and to pods of another identity now: a pod from
     /// a manifest without a uid may be made anew under its name.
     pub fn forget_peers(&self, snapshot: &Snapshot) {
-        self.pool.retain_peers(|key| {
+        self.workers.retain_peers(|key| {
             snapshot
                 .workload(key.peer.ip())
                 .is_some_and(|workload| workload.uid == key.peer_workload && workload.identity == key.expect)

@@ -62,7 +62,7 @@ async fn open(
         .await
         .map_err(|_| InboundError::CertificateTimeout(identity, CERTIFICATE_LIMIT))??;
     let accepted = hbone::accept(stream, svid).await;
-    context.pool.handshakes().served(accepted.as_ref().map(drop));
+    context.workers.handshakes().served(accepted.as_ref().map(drop));
     Ok(accepted?)
 }
 
@@ -125,8 +125,9 @@ fn spawn(
     };
     let (context, pod, identity) = (context.clone(), pod.clone(), identity.clone());
     let tasks = context.shutdown.tasks().clone();
+    let load = context.workers.stay();
     tasks.spawn(async move {
-        let _share = share;
+        let _holds = (share, load);
         let mut outcome = Outcome::inbound(&context, peer, pod.workload());
         let carried = tokio::select! {
             biased;

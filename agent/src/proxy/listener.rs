@@ -2,9 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+};
 
-use super::{context::Context, metrics::Reporter, outcome::Outcome, pod::Shared};
+use super::{context::Context, metrics::Reporter, outcome::Outcome, pod::Shared, workers::Balance};
 use crate::mesh::Reason;
 
 /// Accepts until the pod's listeners are to close, and gives each connection to `handle` in a task of its own.
@@ -14,15 +17,15 @@ use crate::mesh::Reason;
 pub(super) fn serve<F>(
     context: &Arc<Context>,
     pod: &Arc<Shared>,
-    (listener, reporter): (TcpListener, Reporter),
+    ((runtime, listener), reporter, balance): ((Handle, TcpListener), Reporter, Balance),
     handle: fn(Arc<Context>, Arc<Shared>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
     let (context, pod) = (context.clone(), pod.clone());
     let tasks = context.shutdown.tasks().clone();
-    tasks.spawn(async move {
-        let spawn = |stream, peer| start(&context, &pod, (stream, peer, reporter), handle);
+    let accepting = async move {
+        let spawn = |stream, peer| start(&context, &pod, (stream, peer), (reporter, balance), handle);
         while let Some(accepted) = pod.closing.run_until_cancelled(listener.accept()).await {
             match accepted {
                 Ok((stream, peer)) => spawn(stream, peer),
@@ -32,13 +35,15 @@ pub(super) fn serve<F>(
         while let Ok(Ok((stream, peer))) = tokio::time::timeout(QUEUE_QUIET, listener.accept()).await {
             spawn(stream, peer);
         }
-    });
+    };
+    tasks.spawn_on(accepting, &runtime);
 }
 
 fn start<F>(
     context: &Arc<Context>,
     pod: &Arc<Shared>,
-    (stream, peer, reporter): (TcpStream, SocketAddr, Reporter),
+    (stream, peer): (TcpStream, SocketAddr),
+    (reporter, balance): (Reporter, Balance),
     handle: fn(Arc<Context>, Arc<Shared>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
@@ -48,11 +53,21 @@ fn start<F>(
         return refused(context, pod, peer, reporter);
     };
     let (context, pod) = (context.clone(), pod.clone());
+    let workers = context.workers.clone();
     let tasks = context.shutdown.tasks().clone();
-    tasks.spawn(async move {
-        let _share = share;
-        handle(context, pod, stream, peer).await;
+    let placed = workers.place(stream, balance).map(|(runtime, load, arrival)| {
+        let carried = async move {
+            let _holds = (share, load);
+            match arrival.settle() {
+                Ok(stream) => handle(context, pod, stream, peer).await,
+                Err(error) => tracing::warn!(%peer, %error, "a connection is lost on the way to its thread"),
+            }
+        };
+        tasks.spawn_on(carried, runtime);
     });
+    if let Err(error) = placed {
+        tracing::warn!(%peer, %error, "a connection is lost on the way to its thread");
+    }
 }
 
 /// Reports a connection that there is no room for.

@@ -35,6 +35,7 @@ mod refusals;
 mod shares;
 mod terms;
 mod verdicts;
+mod workers;
 
 pub use access_log::AccessLogFormat;
 pub use context::{Config, Context};
@@ -43,3 +44,4 @@ pub use pod::Pod;
 pub use pods::Unenforced;
 pub use refusals::follow as follow_refusals;
 pub use terms::Terms;
+pub use workers::Workers;

@@ -122,7 +122,8 @@ async fn tunnel(
     };
     let dialler = pod.capture.dialler();
     let connected = context
-        .pool
+        .workers
+        .pool()
         .connect(key, svid, || async move { dialler.dial_peer(client.ip(), to.agent).await }, request)
         .await;
     connected.map_err(|error| OutboundError::Tunnel {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bypass::Bypass, client_ports::ClientPorts, context::Context, inbound, listener, metrics::Reporter,
-    outbound, plaintext, shares::Holder, terms::Terms,
+    outbound, plaintext, shares::Holder, terms::Terms, workers::Balance,
 };
 use crate::{
     capture::{self, PodCapture},
@@ -39,6 +39,9 @@ impl Pod {
     /// # Errors
     /// Where its listeners cannot be used.
     pub fn start(context: &Arc<Context>, terms: Terms, capture: PodCapture) -> io::Result<Self> {
+        let listen = |sockets: Vec<_>| {
+            sockets.into_iter().map(|socket| context.workers.listen(socket)).collect::<io::Result<Vec<_>>>()
+        };
         let outbound = listen(capture.outbound_listeners()?)?;
         let hbone = listen(capture.hbone_listeners()?)?;
         let inspected = listen(capture.plaintext_listeners()?)?;
@@ -50,14 +53,24 @@ impl Pod {
             gone: CancellationToken::new(),
             closing: CancellationToken::new(),
         });
-        for socket in outbound {
-            listener::serve(context, &shared, (socket, Reporter::Source), outbound::serve);
+        for bound in outbound {
+            listener::serve(context, &shared, (bound, Reporter::Source, Balance::Loose), outbound::serve);
         }
-        for socket in hbone {
-            listener::serve(context, &shared, (socket, Reporter::Destination), inbound::serve);
+        for bound in hbone {
+            listener::serve(
+                context,
+                &shared,
+                (bound, Reporter::Destination, Balance::Strict),
+                inbound::serve,
+            );
         }
-        for socket in inspected {
-            listener::serve(context, &shared, (socket, Reporter::Destination), plaintext::serve);
+        for bound in inspected {
+            listener::serve(
+                context,
+                &shared,
+                (bound, Reporter::Destination, Balance::Loose),
+                plaintext::serve,
+            );
         }
         Bypass::watch(context, &shared);
         context.pods.add(&shared);
@@ -169,10 +182,6 @@ impl Shared {
     pub(super) fn subscribe(&self) -> watch::Receiver<Terms> {
         self.terms.subscribe()
     }
-}
-
-fn listen(sockets: Vec<std::net::TcpListener>) -> io::Result<Vec<tokio::net::TcpListener>> {
-    sockets.into_iter().map(tokio::net::TcpListener::from_std).collect()
 }
 
 /// Lets the kernel deliver what a finished socket still has to send: from accept or connect on it has linger 0, so that

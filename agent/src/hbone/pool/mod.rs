@@ -15,6 +15,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    ops::Add,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -83,6 +84,19 @@ pub struct PoolStats {
     pub tasks: usize,
 }
 
+impl Add for PoolStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            opening: self.opening + other.opening,
+            connections: self.connections + other.connections,
+            streams: self.streams + other.streams,
+            tasks: self.tasks + other.tasks,
+        }
+    }
+}
+
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pool").field(&self.stats()).finish()
@@ -113,11 +127,15 @@ impl Default for PoolConfig {
 impl Pool {
     /// Makes an empty pool.
     pub fn new(config: PoolConfig) -> Self {
+        Self::counting_into(config, Handshakes::default())
+    }
+
+    /// Makes an empty pool that counts its handshakes into totals that others count into, too.
+    pub fn counting_into(config: PoolConfig, handshakes: Handshakes) -> Self {
         let tasks = TaskTracker::new();
         // Closed only says that waiting may end when there is none; more can be spawned.
         tasks.close();
-        let (handshakes, state) = (Handshakes::default(), Mutex::default());
-        Self(Arc::new(Shared { config, tasks, handshakes, state }))
+        Self(Arc::new(Shared { config, tasks, handshakes, state: Mutex::default() }))
     }
 
     /// Opens a tunnel: reuses a connection that has room or opens one, sends CONNECT, and waits for the 200.
