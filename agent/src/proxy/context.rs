@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     hbone::Pool,
-    identity::SvidStore,
+    identity::{MutualTrust, SvidStore},
     mesh::{Snapshot, Workload},
     shutdown::Shutdown,
 };
@@ -35,6 +35,8 @@ pub struct Config {
 pub struct Context {
     pub(super) mesh: watch::Receiver<Arc<Snapshot>>,
     pub(super) svids: SvidStore,
+    /// What connections between two pods of this node stand on.
+    pub(super) mutual: MutualTrust,
     pub(super) pool: Pool,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
@@ -64,6 +66,7 @@ impl Context {
         Ok(Arc::new(Self {
             mesh,
             svids,
+            mutual: MutualTrust::default(),
             pool,
             metrics,
             access_log,
