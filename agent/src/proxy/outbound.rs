@@ -50,7 +50,7 @@ async fn carry<'a>(
     pod: &Shared,
     source: &Arc<Workload>,
     (stream, peer): (&TcpStream, SocketAddr),
-    (outcome, far): (&mut Outcome<'a>, &mut Option<Outcome<'a>>),
+    (outcome, far): (&mut Outcome<'a>, &mut Option<Box<Outcome<'a>>>),
 ) -> Result<(), OutboundError> {
     let local = stream.local_addr().map_err(OutboundError::Socket)?;
     let orig_dst = pod.capture.orig_dst(stream).map_err(|_| OutboundError::NotCaptured(local))?;
@@ -71,7 +71,8 @@ async fn carry<'a>(
             let svid = certificate(context, source).await?;
             if let Some(held) = local::near(context, source, peer, &to) {
                 let ends = (source, peer);
-                let far = far.insert(local::account(context, &held, ends, (authority, outcome)));
+                let account = local::account(context, &held, ends, (authority, outcome));
+                let far = far.insert(Box::new(account));
                 let carried =
                     local::carry(context, &held, svid, (stream, peer), (outcome, far), authority).await;
                 return carried.map_err(|error| OutboundError::Local(destination, error));
