@@ -12,6 +12,7 @@
 //!                     └──► TrustBundle (chain, usage, validity, revocation), then exactly one SPIFFE ID, then whose it is
 //!                                   ▲
 //! Standing: each open connection ───┘ when the trust changes; and the clock, for what expires
+//! MutualTrust: two workloads of this process, judged and watched by the same, without a handshake
 //! ```
 //!
 //! What is wiped from memory, and what is not: a workload's key as PKCS#8 is wiped as soon as rustls has it, and
@@ -32,6 +33,7 @@ mod inventory;
 mod keeper;
 mod key;
 mod metrics;
+mod mutual;
 mod observed;
 mod privacy;
 mod queue;
@@ -66,6 +68,7 @@ pub use inspect::{Section, Unreadable, inspect};
 pub use inventory::{FollowedFile, Held, HeldState, Inventory, RevocationList, RootName};
 pub use key::WeakKey;
 pub use metrics::CertificateMetrics;
+pub use mutual::{MutualTrust, NotTrusted, Pair, PairLapsed};
 pub use observed::{Observed, TlsFailure};
 pub use privacy::keep_memory_private;
 pub use revocation::Revocation;

@@ -15,6 +15,7 @@ use rustls::{
 use tokio::time::sleep;
 
 use super::{
+    spiffe::Expected,
     svid::Svid,
     tls_error::TlsError,
     trust::{Trust, Usage, changed},
@@ -81,13 +82,31 @@ impl Ground {
 
     /// Takes note of who the handshake was finished with.
     pub fn stand(self, session: &CommonState) -> Standing {
-        let Self { own, peer, trust } = self;
         let chain: Vec<_> = session
             .peer_certificates()
             .unwrap_or_default()
             .iter()
             .map(|der| der.clone().into_owned())
             .collect();
+        self.stand_on(chain)
+    }
+
+    /// Judges a peer whose certificate this process holds as well, as in a handshake: chain, validity, purpose, revocation,
+    /// then the one identity.
+    ///
+    /// # Errors
+    /// Where the handshake would have failed.
+    pub(super) fn stand_beside(self, peer: &Svid) -> Result<Standing, TlsError> {
+        let bundle = Arc::clone(&self.trust.borrow());
+        let (leaf, intermediates) = peer.chain().split_first().ok_or(TlsError::NoCertificate)?;
+        bundle.verify(self.peer, (leaf, intermediates), UnixTime::now())?;
+        let ours = self.own.identity().trust_domain().clone();
+        Expected::Workload { ours, identity: Arc::new(peer.identity().clone()) }.check(leaf)?;
+        Ok(self.stand_on(peer.chain().to_vec()))
+    }
+
+    fn stand_on(self, chain: Vec<CertificateDer<'static>>) -> Standing {
+        let Self { own, peer, trust } = self;
         let now = SystemTime::now();
         let own_until = earliest_end(own.chain(), now);
         let until = earliest_end(&chain, now);

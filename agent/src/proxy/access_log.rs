@@ -62,6 +62,9 @@ pub(super) struct Entry {
     pub(super) dry_run: Option<String>,
     /// `mutual_tls` or `none`.
     pub(super) security: &'static str,
+    /// The agent carried it between two of its own pods: no tunnel, and nothing on a network.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) same_node: bool,
     #[serde(rename = "src.addr")]
     pub(super) source: SocketAddr,
     #[serde(flatten, serialize_with = "source_peer")]

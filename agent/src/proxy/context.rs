@@ -14,7 +14,7 @@ use super::{
     workers::Workers,
 };
 use crate::{
-    identity::SvidStore,
+    identity::{MutualTrust, SvidStore},
     mesh::{Snapshot, Workload},
     shutdown::Shutdown,
 };
@@ -35,6 +35,8 @@ pub struct Config {
 pub struct Context {
     pub(super) mesh: watch::Receiver<Arc<Snapshot>>,
     pub(super) svids: SvidStore,
+    /// What connections between two pods of this node stand on.
+    pub(super) mutual: MutualTrust,
     pub(super) workers: Workers,
     pub(super) metrics: Metrics,
     pub(super) access_log: AccessLog,
@@ -64,6 +66,7 @@ impl Context {
         Ok(Arc::new(Self {
             mesh,
             svids,
+            mutual: MutualTrust::default(),
             workers,
             metrics,
             access_log,

@@ -29,6 +29,9 @@ pub(super) enum CopyError {
     /// The near application's socket failed; mostly a reset.
     #[error("the local application's connection failed: {0}")]
     Local(#[source] io::Error),
+    /// The socket of the client of an application of this node failed.
+    #[error("the client's connection failed: {0}")]
+    Client(#[source] io::Error),
     /// The far side failed.
     #[error("the connection to the destination failed: {0}")]
     Plain(#[source] io::Error),
@@ -41,7 +44,7 @@ impl CopyError {
     /// Returns what the log and the metrics call it.
     pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::Local(_) | Self::Plain(_) => Reason::Reset,
+            Self::Local(_) | Self::Client(_) | Self::Plain(_) => Reason::Reset,
             Self::Tunnel(error) => error.reason(),
         }
     }
@@ -50,24 +53,30 @@ impl CopyError {
     fn spares_the_answer(&self) -> bool {
         match self {
             // What a reset is called that comes after the peer's FIN (net/ipv4/tcp_input.c, `tcp_reset`: CLOSE_WAIT).
-            Self::Local(error) | Self::Plain(error) => error.kind() == io::ErrorKind::BrokenPipe,
+            Self::Local(error) | Self::Client(error) | Self::Plain(error) => {
+                error.kind() == io::ErrorKind::BrokenPipe
+            }
             Self::Tunnel(TunnelError::Reset(_)) => true,
             Self::Tunnel(TunnelError::Lost(_)) => false,
         }
     }
 }
 
-/// Counts one direction, for the connection's log line and for the metric that all connections of its kind share.
+/// Counts one direction, for the connection's log line and for the metric that all connections of its kind share: one of
+/// each end that this agent reports.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     bytes: AtomicU64,
-    total: OnceLock<Counter>,
+    totals: [OnceLock<Counter>; 2],
 }
 
 impl Meter {
-    /// Adds to `total` from now on.
+    /// Adds to `total` from now on. There may be two.
     pub(super) fn count_into(&self, total: Counter) {
-        let _ = self.total.set(total);
+        let [first, second] = &self.totals;
+        if let Err(total) = first.set(total) {
+            let _ = second.set(total);
+        }
     }
 
     /// Returns the bytes so far.
@@ -77,7 +86,7 @@ impl Meter {
 
     fn add(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
-        if let Some(total) = self.total.get() {
+        for total in self.totals.iter().filter_map(OnceLock::get) {
             total.inc_by(bytes as u64);
         }
     }
@@ -177,6 +186,8 @@ async fn pump(
 pub(super) enum Side {
     /// The application on this node.
     Local,
+    /// The client of an application on this node.
+    Client,
     /// A destination outside the mesh.
     Plain,
 }
@@ -185,6 +196,7 @@ impl Side {
     fn error(self, error: io::Error) -> CopyError {
         match self {
             Self::Local => CopyError::Local(error),
+            Self::Client => CopyError::Client(error),
             Self::Plain => CopyError::Plain(error),
         }
     }

@@ -12,14 +12,14 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::{Admission, Refused},
-    application::{self, ApplicationError, Client},
+    application::Client,
     context::{CERTIFICATE_LIMIT, Context},
-    copy::{self, CopyError, Side, TunnelSink},
+    copy::TunnelSink,
+    delivery::{Delivery, DeliveryError, Visit},
     listener,
     metrics::Reporter,
     outcome::Outcome,
-    pod::{Ended, Shared, close_gently},
+    pod::{Ended, Shared},
 };
 use crate::{
     hbone::{self, Incoming, ServeError, ServerConnection, TunnelError},
@@ -154,55 +154,28 @@ async fn carry(
         return Err(unavailable(incoming, InboundError::NotHere(authority)));
     };
     outcome.asked_for(OrigDst::new(target));
-    let mut admission = Admission::new(pod.subscribe(), client_ip, Some(identity), target);
-    let permit = match admission.ask(outcome) {
-        Ok(permit) => permit,
-        Err(refused) => return Err(deny(incoming, refused)),
-    };
     let hint = incoming.forwarded_for().filter(|address| address.ip().to_canonical() == client_ip);
     let client = Client { address: client_ip, port: hint.map(|address| address.port()) };
-    let client = match application::reserve(pod, client) {
-        Ok(client) => client,
-        Err(error) => return Err(unavailable(incoming, error)),
-    };
-    outcome.client_shown(client.address());
-    let dialled = tokio::select! {
-        dialled = application::dial(pod, &permit, target, &client) => dialled,
+    let visit = Visit { client, identity: Some(identity), target };
+    let opened = tokio::select! {
+        biased;
+        opened = Delivery::open(pod, visit, outcome) => opened,
         error = incoming.cancelled() => return Err(error.into()),
     };
-    let stream = match dialled {
-        Ok(stream) => stream,
+    let delivery = match opened {
+        Ok(delivery) => delivery,
+        Err(error @ DeliveryError::Refused(_)) => return Err(deny(incoming, error)),
         Err(error) => return Err(unavailable(incoming, error)),
     };
-    // An application may take its time to answer.
-    if let Err(refused) = admission.ask_again() {
-        outcome.revoked(refused.denial());
-        return Err(deny(incoming, refused));
-    }
     let (sender, receiver) = incoming.accept()?.split();
     outcome.opened(true);
-    // Bytes "up" go from the client to the application.
-    let copied = copy::copy(
-        (receiver, TunnelSink::new(sender)),
-        copy::tcp(&stream, Side::Local),
-        &outcome.up,
-        &outcome.down,
-    );
-    tokio::select! {
-        copied = copied => copied?,
-        refused = admission.revoked() => {
-            outcome.revoked(refused.denial());
-            return Err(refused.into());
-        }
-    }
-    close_gently(&stream);
-    Ok(())
+    Ok(delivery.copy((receiver, TunnelSink::new(sender)), outcome).await?)
 }
 
 /// Answers that policy refuses the connection.
-fn deny(incoming: Incoming, refused: Refused) -> InboundError {
+fn deny(incoming: Incoming, error: DeliveryError) -> InboundError {
     incoming.refuse(StatusCode::UNAUTHORIZED);
-    refused.into()
+    error.into()
 }
 
 /// Answers that there is nobody to connect to.
@@ -243,14 +216,10 @@ enum InboundError {
         "{0} is neither an address nor a service of this pod: the peer's view of the mesh is out of date"
     )]
     NotHere(String),
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    #[error(transparent)]
-    Application(#[from] ApplicationError),
     #[error("the tunnel's stream failed: {0}")]
     Tunnel(#[from] TunnelError),
     #[error(transparent)]
-    Copy(#[from] CopyError),
+    Delivery(#[from] DeliveryError),
     #[error(transparent)]
     Ended(#[from] Ended),
 }
@@ -262,10 +231,8 @@ impl InboundError {
             Self::Serve(error) => error.reason(),
             Self::NotHere(_) => Reason::UnknownDestination,
             Self::Handshakes(_) => Reason::Overload,
-            Self::Refused(refused) => refused.reason(),
-            Self::Application(error) => error.reason(),
             Self::Tunnel(error) => error.reason(),
-            Self::Copy(error) => error.reason(),
+            Self::Delivery(error) => error.reason(),
             Self::Ended(ended) => ended.reason(),
         }
     }

@@ -80,7 +80,7 @@ pub(super) fn refused(context: &Context, pod: &Shared, peer: SocketAddr, reporte
 }
 
 /// Not a line of its own in the agent's log: whoever can open connections could fill that.
-const NO_ROOM: &str =
+pub(super) const NO_ROOM: &str =
     "the client or the pod holds its share of what the agent carries at once (--max-connections)";
 
 /// Waits after a failed accept: retrying at once would spin while the process has no descriptors left.

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! application ─► kernel ─► listener ─► outbound ─► hbone::Pool ═══ mTLS ═══► listener ─► inbound ───┐
-//!                                          └─────► plain TCP (outside the mesh, or DISABLE)         ├► admission ─► application
-//!                     plaintext that policy has to look at ─► kernel ─► listener ─► plaintext ──────┘
+//!                                        │ └─────► plain TCP (outside the mesh, or DISABLE)         │
+//!                                        └► local: the destination is a pod of this agent too ──────┼► delivery ─► application
+//!                     plaintext that policy has to look at ─► kernel ─► listener ─► plaintext ──────┘  (admission)
 //! ```
 //!
 //! Plaintext that the kernel lets pass, or refuses, does not come here: `bypass` ends of the former what policy no longer
@@ -21,10 +22,12 @@ mod bypass;
 mod client_ports;
 mod context;
 mod copy;
+mod delivery;
 #[cfg(test)]
 mod fixtures;
 mod inbound;
 mod listener;
+mod local;
 mod metrics;
 mod outbound;
 mod outcome;

@@ -1,4 +1,5 @@
-//! Connections from a pod of this node: original destination, route, tunnel or plain TCP, copy.
+//! Connections from a pod of this node: original destination, route; then a tunnel, plain TCP, or another pod of this very
+//! agent; copy.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,12 +11,13 @@ use tokio::{
 use super::{
     context::{CERTIFICATE_LIMIT, Context, DIAL_LIMIT, HOLD_LIMIT},
     copy::{self, CopyError, Side, TunnelSink},
+    local::{self, LocalError},
     outcome::Outcome,
     pod::{Ended, Shared, close_gently},
 };
 use crate::{
     hbone::{ConnectError, ConnectRequest, PoolKey, Tunnel},
-    identity::SvidError,
+    identity::{Svid, SvidError},
     mesh::{Identity, OrigDst, Reason, Route, RouteError, Workload},
 };
 
@@ -23,25 +25,32 @@ use crate::{
 pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     let source = pod.workload();
     let mut outcome = Outcome::outbound(&context, peer, source.clone());
+    // The account of the other end, where it is this agent's as well.
+    let mut far = None;
     let carried = tokio::select! {
         biased;
         ended = pod.ended(&context) => Err(ended.into()),
-        carried = carry(&context, &pod, &source, (&stream, peer), &mut outcome) => carried,
+        carried = carry(&context, &pod, &source, (&stream, peer), (&mut outcome, &mut far)) => carried,
     };
     match carried {
         // Both directions ended in good order: let the kernel deliver what it still has.
         Ok(()) => close_gently(&stream),
         // Dropped with linger 0, the socket is reset.
-        Err(error) => outcome.failed(error.reason(), &error),
+        Err(error) => {
+            if let Some(far) = &mut far {
+                error.report_to(far);
+            }
+            outcome.failed(error.reason(), &error);
+        }
     }
 }
 
-async fn carry(
-    context: &Context,
+async fn carry<'a>(
+    context: &'a Context,
     pod: &Shared,
-    source: &Workload,
+    source: &Arc<Workload>,
     (stream, peer): (&TcpStream, SocketAddr),
-    outcome: &mut Outcome<'_>,
+    (outcome, far): (&mut Outcome<'a>, &mut Option<Box<Outcome<'a>>>),
 ) -> Result<(), OutboundError> {
     let local = stream.local_addr().map_err(OutboundError::Socket)?;
     let orig_dst = pod.capture.orig_dst(stream).map_err(|_| OutboundError::NotCaptured(local))?;
@@ -59,7 +68,16 @@ async fn carry(
         Route::Hbone { peer: agent, authority, identity, destination, service } => {
             outcome.routed_to(authority, Some(destination.clone()), service);
             let to = Peer { agent, authority, identity, destination: &destination };
-            let (sender, receiver) = tunnel(context, pod, source, peer, to).await?.split();
+            let svid = certificate(context, source).await?;
+            if let Some(held) = local::near(context, source, peer, &to) {
+                let ends = (source, peer);
+                let account = local::account(context, &held, ends, (authority, outcome));
+                let far = far.insert(Box::new(account));
+                let carried =
+                    local::carry(context, &held, svid, (stream, peer), (outcome, far), authority).await;
+                return carried.map_err(|error| OutboundError::Local(destination, error));
+            }
+            let (sender, receiver) = tunnel(context, pod, (source, svid), peer, to).await?.split();
             outcome.opened(true);
             copy::copy(near, (receiver, TunnelSink::new(sender)), &outcome.up, &outcome.down).await?;
         }
@@ -89,23 +107,27 @@ async fn route(
     }
 }
 
-struct Peer<'a> {
+/// A destination in the mesh.
+pub(super) struct Peer<'a> {
     agent: SocketAddr,
-    authority: SocketAddr,
-    identity: Identity,
-    destination: &'a Workload,
+    pub(super) authority: SocketAddr,
+    pub(super) identity: Identity,
+    pub(super) destination: &'a Workload,
+}
+
+async fn certificate(context: &Context, source: &Workload) -> Result<Arc<Svid>, OutboundError> {
+    Ok(timeout(CERTIFICATE_LIMIT, context.svids.svid(&source.identity))
+        .await
+        .map_err(|_| OutboundError::CertificateTimeout(source.identity.clone(), CERTIFICATE_LIMIT))??)
 }
 
 async fn tunnel(
     context: &Context,
     pod: &Shared,
-    source: &Workload,
+    (source, svid): (&Workload, Arc<Svid>),
     client: SocketAddr,
     to: Peer<'_>,
 ) -> Result<Tunnel, OutboundError> {
-    let svid = timeout(CERTIFICATE_LIMIT, context.svids.svid(&source.identity))
-        .await
-        .map_err(|_| OutboundError::CertificateTimeout(source.identity.clone(), CERTIFICATE_LIMIT))??;
     let client = super::access_log::canonical(client);
     let key = PoolKey {
         source_workload: source.uid.clone(),
@@ -169,6 +191,8 @@ enum OutboundError {
         #[source]
         error: ConnectError,
     },
+    #[error("{}", .1.text_at_source(.0))]
+    Local(Arc<Workload>, #[source] LocalError),
     #[error(transparent)]
     Copy(#[from] CopyError),
     #[error(transparent)]
@@ -185,8 +209,17 @@ impl OutboundError {
             Self::Dial(..) => Reason::DialFailed,
             Self::DialTimeout(..) => Reason::Timeout,
             Self::Tunnel { error, .. } => error.reason(),
+            Self::Local(_, error) => error.reason_at_source(),
             Self::Copy(error) => error.reason(),
             Self::Ended(ended) => ended.reason(),
+        }
+    }
+
+    /// Notes it in the account of the other end, a pod of this agent too.
+    fn report_to(&self, far: &mut Outcome<'_>) {
+        match self {
+            Self::Local(_, error) => far.failed(error.reason_at_destination(), error),
+            error => far.failed(error.reason(), &format_args!("the source: {error}")),
         }
     }
 }

@@ -24,14 +24,15 @@ pub(super) struct Outcome<'a> {
     destination_workload: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
     mutual_tls: bool,
+    same_node: bool,
     series: Option<Series>,
     failure: Option<(Reason, String)>,
     policy: Option<String>,
     dry_run: Option<String>,
     /// From source to destination.
-    pub(super) up: Meter,
+    pub(super) up: Arc<Meter>,
     /// From destination to source.
-    pub(super) down: Meter,
+    pub(super) down: Arc<Meter>,
 }
 
 impl<'a> Outcome<'a> {
@@ -71,12 +72,13 @@ impl<'a> Outcome<'a> {
             destination_workload: None,
             service: None,
             mutual_tls: false,
+            same_node: false,
             series: None,
             failure: None,
             policy: None,
             dry_run: None,
-            up: Meter::default(),
-            down: Meter::default(),
+            up: Arc::default(),
+            down: Arc::default(),
         }
     }
 
@@ -102,6 +104,13 @@ impl<'a> Outcome<'a> {
         self.source_identity = Some(identity);
         self.source_workload = workload;
         self.mutual_tls = true;
+    }
+
+    /// Notes that the agent carries the connection between two of its own pods, and that `other` is the account of the
+    /// other end: what the one counts, the other has counted.
+    pub(super) fn is_other_end_of(&mut self, other: &mut Self) {
+        (self.up, self.down) = (Arc::clone(&other.up), Arc::clone(&other.down));
+        (self.same_node, other.same_node) = (true, true);
     }
 
     /// Notes what the policies decided, and counts it.
@@ -167,6 +176,7 @@ impl<'a> Outcome<'a> {
             policy: self.policy.take(),
             dry_run: self.dry_run.take(),
             security: if self.mutual_tls { "mutual_tls" } else { "none" },
+            same_node: self.same_node,
             source: self.source,
             source_peer,
             destination: self.destination.map(OrigDst::address),

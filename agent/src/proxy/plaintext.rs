@@ -7,15 +7,15 @@ use tokio::net::TcpStream;
 
 use super::{
     access_log::canonical,
-    admission::{Admission, Refused},
-    application::{self, ApplicationError, Client},
-    client_ports::ClientPort,
+    admission::Refused,
+    application::{ApplicationError, Client},
     context::Context,
     copy::{self, CopyError, Side},
+    delivery::{Delivery, DeliveryError, Visit},
     outcome::Outcome,
     pod::{Ended, Shared, close_gently},
 };
-use crate::mesh::{OrigDst, Permit, Reason};
+use crate::mesh::{OrigDst, Reason};
 
 /// Carries one connection to its end.
 pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
@@ -41,32 +41,10 @@ async fn carry(
     // The kernel hands the connection over as it came: this is what the client asked for.
     let target = canonical(stream.local_addr().map_err(PlaintextError::Socket)?);
     outcome.asked_for(OrigDst::new(target));
-    let mut admission = Admission::new(pod.subscribe(), peer.ip(), None, target);
-    let permit = admission.ask(outcome)?;
-    let client = application::reserve(pod, Client { address: peer.ip(), port: Some(peer.port()) })?;
-    let carried = tokio::select! {
-        refused = admission.revoked() => Err(refused),
-        carried = deliver(pod, &permit, (stream, target, &client), outcome) => Ok(carried),
-    };
-    carried.unwrap_or_else(|refused| {
-        outcome.revoked(refused.denial());
-        Err(refused.into())
-    })
-}
-
-/// Brings the connection to the application, and copies.
-async fn deliver(
-    pod: &Shared,
-    permit: &Permit,
-    (stream, target, client): (&TcpStream, SocketAddr, &ClientPort),
-    outcome: &mut Outcome<'_>,
-) -> Result<(), PlaintextError> {
-    let far = application::dial(pod, permit, target, client).await?;
+    let client = Client { address: peer.ip(), port: Some(peer.port()) };
+    let delivery = Delivery::open(pod, Visit { client, identity: None, target }, outcome).await?;
     outcome.opened(false);
-    copy::copy(copy::tcp(stream, Side::Plain), copy::tcp(&far, Side::Local), &outcome.up, &outcome.down)
-        .await?;
-    close_gently(&far);
-    Ok(())
+    Ok(delivery.copy(copy::tcp(stream, Side::Client), outcome).await?)
 }
 
 /// Why a plaintext connection failed.
@@ -82,6 +60,16 @@ enum PlaintextError {
     Copy(#[from] CopyError),
     #[error(transparent)]
     Ended(#[from] Ended),
+}
+
+impl From<DeliveryError> for PlaintextError {
+    fn from(error: DeliveryError) -> Self {
+        match error {
+            DeliveryError::Refused(refused) => refused.into(),
+            DeliveryError::Application(error) => error.into(),
+            DeliveryError::Copy(error) => error.into(),
+        }
+    }
 }
 
 impl PlaintextError {

@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) gone: CancellationToken,
     /// Cancelled when the listeners are to close: the pod left the mesh, or the agent drains.
     pub(super) closing: CancellationToken,
+    /// Cancelled when the pod is given no newer terms any more: it is no longer in the mesh.
+    pub(super) left: CancellationToken,
 }
 
 impl Pod {
@@ -52,6 +54,7 @@ impl Pod {
             terms: watch::Sender::new(terms),
             gone: CancellationToken::new(),
             closing: CancellationToken::new(),
+            left: CancellationToken::new(),
         });
         for bound in outbound {
             listener::serve(context, &shared, (bound, Reporter::Source, Balance::Loose), outbound::serve);
@@ -130,6 +133,7 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
+        self.shared.left.cancel();
         self.shared.closing.cancel();
     }
 }
