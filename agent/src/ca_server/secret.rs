@@ -2,7 +2,8 @@
 //!
 //! The Secret has the parts that cert-manager writes (`tls.crt`, `tls.key`, `ca.crt`), so that it may be cert-manager's,
 //! one that somebody made by hand, or one that is made here. In the last case the root's key goes into a Secret of its
-//! own, which this server needs no right to read.
+//! own, which this server needs no right to read. Whoever replaces the root has the roots that are to be trusted besides in
+//! one part more (`more-roots.pem`): cert-manager writes `ca.crt` anew each time, and leaves that alone.
 
 use std::{collections::BTreeMap, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -133,16 +134,8 @@ impl AuthoritySecret {
         contents: &watch::Sender<Arc<IssuerPem>>,
         problems: &watch::Sender<String>,
     ) {
-        let mut data = secret.data.unwrap_or_default();
-        let mut part = |name: &str| {
-            data.remove(name)
-                .map(|part| part.0)
-                .filter(|part| !part.is_empty())
-                .ok_or_else(|| name.to_owned())
-        };
-        let parts = [IssuerPem::CERTIFICATE, IssuerPem::KEY, IssuerPem::ROOTS].map(&mut part);
-        match parts {
-            [Ok(certificate), Ok(key), Ok(roots)] => {
+        match parts(secret) {
+            Ok([certificate, key, roots]) => {
                 let new = IssuerPem { certificate, key: Zeroizing::new(key), roots, ..self.nothing() };
                 contents.send_if_modified(|known| {
                     let other = !known.is_same(&new);
@@ -153,10 +146,7 @@ impl AuthoritySecret {
                 });
                 problems.send_if_modified(|problem| !std::mem::take(problem).is_empty());
             }
-            parts => {
-                let missing: Vec<_> = parts.into_iter().filter_map(Result::err).collect();
-                say(problems, format!("{} has no {}", self.named(), missing.join(" and no ")));
-            }
+            Err(missing) => say(problems, format!("{} has no {}", self.named(), missing.join(" and no "))),
         }
     }
 
@@ -227,6 +217,22 @@ impl AuthoritySecret {
     }
 }
 
+/// Takes certificate, key and roots out of a Secret; the names of those that are not in it where one is missing.
+fn parts(secret: Secret) -> Result<[Vec<u8>; 3], Vec<&'static str>> {
+    let mut data = secret.data.unwrap_or_default();
+    let mut part = |name| data.remove(name).map(|part| part.0).filter(|part| !part.is_empty()).ok_or(name);
+    let more = part(IssuerPem::MORE_ROOTS);
+    match [IssuerPem::CERTIFICATE, IssuerPem::KEY, IssuerPem::ROOTS].map(&mut part) {
+        [Ok(certificate), Ok(key), Ok(mut roots)] => {
+            // A line begins with the next certificate whether or not the last one has an end.
+            roots.push(b'\n');
+            roots.extend(more.unwrap_or_default());
+            Ok([certificate, key, roots])
+        }
+        parts => Err(parts.into_iter().filter_map(Result::err).collect()),
+    }
+}
+
 /// Says what is wrong, in the log where it is new.
 fn say(problems: &watch::Sender<String>, problem: String) {
     problems.send_if_modified(|known| {
@@ -245,3 +251,43 @@ pub(super) const LABEL: (&str, &str) = ("app.kubernetes.io/name", "culvert-ca");
 const RETRY: Duration = Duration::from_secs(5);
 /// How long making it may take.
 const MAKE_LIMIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::TrustBundle;
+
+    fn secret(parts: &[(&str, &str)]) -> Secret {
+        let parts =
+            parts.iter().map(|(name, part)| ((*name).to_owned(), ByteString(part.as_bytes().to_vec())));
+        Secret { data: Some(parts.collect()), ..Secret::default() }
+    }
+
+    fn root() -> String {
+        NewAuthority::make(&"cluster.local".parse().unwrap(), Lifetimes::default()).unwrap().root
+    }
+
+    #[test]
+    fn the_roots_of_a_part_of_their_own_are_trusted_beside_the_issuers() {
+        let (ours, other) = (root(), root());
+        // As whoever adds roots may have it: the issuer's once more, and no end of the last line.
+        let (ca, more) = (ours.trim_end(), format!("{other}{ours}"));
+        let parts = parts(secret(&[
+            ("tls.crt", "certificate"),
+            ("tls.key", "key"),
+            ("ca.crt", ca),
+            ("more-roots.pem", more.trim_end()),
+        ]));
+        let bundle = TrustBundle::from_pem(&parts.unwrap()[2]).unwrap();
+        let expected =
+            [ours, other].map(|pem| TrustBundle::from_pem(pem.as_bytes()).unwrap().certificates()[0].clone());
+        assert_eq!(bundle.certificates(), expected);
+    }
+
+    #[test]
+    fn what_a_secret_lacks_is_named_and_further_roots_are_no_substitute() {
+        let root = root();
+        let found = parts(secret(&[("tls.crt", "certificate"), ("tls.key", ""), ("more-roots.pem", &root)]));
+        assert_eq!(found, Err(vec!["tls.key", "ca.crt"]));
+    }
+}

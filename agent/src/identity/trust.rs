@@ -77,14 +77,18 @@ impl TrustBundle {
         Ok(Self { certificates, anchors, keys, lists: Vec::new() })
     }
 
-    /// Makes a bundle of concatenated PEM certificates.
+    /// Makes a bundle of concatenated PEM certificates. One that is there twice counts once.
     ///
     /// # Errors
     /// Where the text is no PEM, has no certificate in it, or one that cannot be parsed.
     pub fn from_pem(pem: &[u8]) -> Result<Self, TrustError> {
-        let certificates = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<_, _>>()
-            .map_err(|e| TrustError::Pem(e.to_string()))?;
+        let mut certificates = Vec::new();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| TrustError::Pem(error.to_string()))?;
+            if !certificates.contains(&certificate) {
+                certificates.push(certificate);
+            }
+        }
         Self::new(certificates)
     }
 

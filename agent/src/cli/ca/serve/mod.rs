@@ -115,8 +115,8 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "CULVERT_NAMESPACE", value_name = "NAMESPACE", default_value = "culvert-system")]
     namespace: String,
 
-    /// The Secret of the authority: `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes it. The root's key of one
-    /// that is made here is in the Secret NAME-root-key.
+    /// The Secret of the authority: `tls.crt`, `tls.key` and `ca.crt`, as cert-manager makes it, and `more-roots.pem` where
+    /// further roots are to be trusted. The root's key of one that is made here is in the Secret NAME-root-key.
     #[arg(long, env = "CULVERT_CA_SECRET", value_name = "NAME", default_value = "culvert-ca")]
     secret: String,
 

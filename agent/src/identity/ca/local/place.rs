@@ -52,6 +52,8 @@ impl IssuerPem {
     pub const KEY: &str = "tls.key";
     /// The part of the roots.
     pub const ROOTS: &str = "ca.crt";
+    /// The part of roots that are trusted besides, which may be absent.
+    pub const MORE_ROOTS: &str = "more-roots.pem";
 
     /// Whether nothing was read yet.
     pub fn is_empty(&self) -> bool {
