@@ -11,6 +11,7 @@
 //! The load generator is `tests/load`; bulk is by iperf3.
 
 mod chart;
+mod large;
 mod latency;
 mod load;
 mod machine;
@@ -123,6 +124,7 @@ fn measure(options: &Options) -> Result<()> {
     results.sustained = plan.sustain(&stage)?;
     if !options.only_rounds && options.with.is_none() {
         results.policies = plan.with_policies(&stage)?;
+        results.large = plan.in_a_large_mesh(&stage)?;
     }
     table::print(&results);
     if let Some(file) = &options.json {

@@ -12,10 +12,10 @@
 //! It says `ready` on its standard output when it serves, stays in the foreground, and is ended by SIGTERM. Its processor
 //! time and memory are those of all processes that it started.
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, thread::sleep, time::Duration};
 
-use anyhow::{Context as _, Result};
-use lab::{Agent, Mesh, Process, usage};
+use anyhow::{Context as _, Result, ensure};
+use lab::{Agent, Mesh, Process, try_eventually, usage};
 
 use super::stage::PATIENCE;
 
@@ -60,6 +60,23 @@ impl Proxies {
         })
     }
 
+    /// Waits until both know so many pods, and have done what follows from them, such as telling the kernel. Of another
+    /// proxy than ours that is not asked.
+    pub(super) fn wait_known(&self, pods: u32) -> Result<()> {
+        let Self::Agents(agents) = self else { return Ok(()) };
+        agents.iter().try_for_each(|agent| {
+            try_eventually(LARGE_PATIENCE, || {
+                let known = agent.metrics()?.sum("culvert_workloads", &[]);
+                ensure!(known >= f64::from(pods), "{} knows {known} of {pods} pods", agent.node());
+                let before = agent.cpu_time();
+                sleep(REST);
+                let busy = agent.cpu_time() - before;
+                ensure!(busy < REST / 50, "{} is still at work: {busy:?} in {REST:?}", agent.node());
+                Ok(())
+            })
+        })
+    }
+
     /// The resident memory of each, in bytes.
     pub(super) fn memory(&self) -> [u64; 2] {
         match self {
@@ -84,6 +101,11 @@ fn other(mesh: &Mesh, script: &Path, node: &str) -> Result<Process> {
     process.until(PATIENCE, || process.logs().lines().any(|line| line == "ready"))?;
     Ok(process)
 }
+
+/// How long agents may take to read a hundred thousand pods.
+const LARGE_PATIENCE: Duration = Duration::from_secs(180);
+/// For how long an agent must have had next to nothing to do.
+const REST: Duration = Duration::from_secs(1);
 
 /// How many connections an agent carries: one client may have half of them, and has ten thousand.
 const CONNECTIONS: &str = "30000";

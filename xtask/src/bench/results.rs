@@ -20,6 +20,8 @@ pub(super) struct Results {
     pub(super) rounds: Samples,
     pub(super) sustained: Samples,
     pub(super) policies: Samples,
+    /// In the mesh as it is, and in a large one.
+    pub(super) large: [Samples; 2],
 }
 
 /// A load over a path, beside the path that it is compared with.
@@ -51,6 +53,22 @@ impl Results {
         compared.collect()
     }
 
+    /// What a connection across nodes costs the proxies in a large mesh, as a ratio to the same in a small one.
+    pub(super) fn growth(&self) -> Vec<(Load, Interval)> {
+        let [small, large] = &self.large;
+        let cost = |sample: &Sample| sample.proxy_cpu.iter().sum::<f64>() / sample.amount;
+        let compared =
+            large.iter().filter(|((_, path), _)| *path == Path::Across).filter_map(|(key, large)| {
+                let ratios: Vec<_> = large
+                    .iter()
+                    .zip(small.get(key)?)
+                    .map(|(large, small)| cost(large) / cost(small))
+                    .collect();
+                Some((key.0, Interval::of_ratios(&ratios)?))
+            });
+        compared.collect()
+    }
+
     /// Everything, for machines.
     pub(super) fn json(&self) -> Value {
         let memory = self.memory.iter();
@@ -64,6 +82,7 @@ impl Results {
             "machine": self.machine, "memory": memory, "first_connection": first,
             "rounds": samples_json(&self.rounds), "sustained": samples_json(&self.sustained),
             "with_policies": samples_json(&self.policies),
+            "small_mesh": samples_json(&self.large[0]), "large_mesh": samples_json(&self.large[1]),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, thread::sleep, time::Duration};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Options,
+    Options, large,
     load::{Closer, Load, Sample},
     stage::{MESH, Path, Stage},
 };
@@ -71,6 +71,22 @@ impl Plan {
         let samples = self.repeat(stage, &loads, &[Path::Plain, Path::Across]);
         stage.mesh.delete("policies.yaml")?;
         samples
+    }
+
+    /// Connections in the mesh as it is, and then among many pods and policies that they have nothing to do with.
+    pub(super) fn in_a_large_mesh(&self, stage: &Stage) -> Result<[Samples; 2]> {
+        let loads: Vec<_> =
+            self.loads.iter().copied().filter(|load| matches!(load, Load::Churn(..))).collect();
+        if loads.is_empty() {
+            return Ok(Default::default());
+        }
+        let paths = [Path::Plain, Path::Across];
+        let small = self.repeat(stage, &loads, &paths)?;
+        large::apply(&stage.mesh)?;
+        let known = stage.proxies.wait_known(large::PODS);
+        let samples = known.and_then(|()| self.repeat(stage, &loads, &paths));
+        large::delete(&stage.mesh)?;
+        Ok([small, samples?])
     }
 
     fn repeat(&self, stage: &Stage, loads: &[Load], paths: &[Path]) -> Result<Samples> {

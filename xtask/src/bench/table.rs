@@ -19,6 +19,9 @@ pub(super) fn print(results: &Results) {
     rates(&report, "sustained, across nodes", Results::comparisons(&results.sustained));
     windows(&report, &results.sustained);
     rates(&report, "across nodes, with 1,000 policies", Results::comparisons(&results.policies));
+    for (title, samples) in ["", ", among 100,000 pods and 10,000 policies"].iter().zip(&results.large) {
+        rates(&report, &format!("across nodes{title}"), Results::comparisons(samples));
+    }
     if !results.memory.is_empty() {
         report.heading("memory of each proxy");
         for memory in &results.memory {

@@ -49,6 +49,11 @@ impl Outcome {
             Self::Unclear
         }
     }
+
+    /// As [`Self::of_ratio`], of what is to be no more than `most`.
+    fn of_growth(Interval { value, low, high }: Interval, most: f64) -> Self {
+        Self::of_ratio(Interval { value: 1.0 / value, low: 1.0 / high, high: 1.0 / low }, 1.0 / most)
+    }
 }
 
 /// What can be said from what was measured.
@@ -69,6 +74,7 @@ pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
                 .map(|verdict| Verdict { what: format!("sustained: {}", verdict.what), ..verdict }),
         );
     }
+    verdicts.extend(results.growth().into_iter().map(|(load, ratio)| growth(load, ratio)));
     verdicts.extend(memory(results));
     verdicts
 }
@@ -121,6 +127,16 @@ fn times(comparison: &Comparison) -> Vec<Verdict> {
     }
 }
 
+/// A large mesh must not make a connection dearer.
+fn growth(load: Load, ratio: Interval) -> Verdict {
+    Verdict {
+        what: format!("{}: CPU of the proxies among 100,000 pods and 10,000 policies", load.name()),
+        ours: format!("× {:.2} ({:.2} to {:.2})", ratio.value, ratio.low, ratio.high),
+        wanted: format!("≤ × {GROWTH:.2}"),
+        outcome: Outcome::of_growth(ratio, GROWTH),
+    }
+}
+
 fn memory(results: &Results) -> Vec<Verdict> {
     let Some(idle) = results.memory.first() else { return Vec::new() };
     let most = |bytes: [u64; 2]| bytes[0].max(bytes[1]) as f64;
@@ -144,6 +160,8 @@ fn memory(results: &Results) -> Vec<Verdict> {
     verdicts
 }
 
+/// What a connection may cost in a large mesh, of what it costs in a small one.
+const GROWTH: f64 = 1.05;
 /// How far above its value an interval may reach and still decide.
 const WIDEST: f64 = 1.2;
 
@@ -160,5 +178,14 @@ mod tests {
         assert_eq!(outcome(0.20, 0.01, 9.00), Outcome::Unclear);
         assert_eq!(outcome(0.60, 0.39, 9.00), Outcome::Reached);
         assert_eq!(outcome(0.37, f64::NEG_INFINITY, f64::INFINITY), Outcome::Unclear);
+    }
+
+    #[test]
+    fn a_growth_is_within_bounds_by_its_interval_too() {
+        let outcome = |value, low, high| Outcome::of_growth(Interval { value, low, high }, 1.05);
+        assert_eq!(outcome(1.01, 0.99, 1.03), Outcome::Reached);
+        assert_eq!(outcome(1.06, 1.04, 1.08), Outcome::Reached);
+        assert_eq!(outcome(1.10, 1.08, 1.12), Outcome::Short);
+        assert_eq!(outcome(1.50, 0.90, 2.50), Outcome::Unclear);
     }
 }
