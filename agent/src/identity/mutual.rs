@@ -48,7 +48,7 @@ pub struct NotTrusted {
     /// Its serial number.
     pub serial: String,
     /// What is wrong with it, as the other end would say it.
-    pub error: TlsError,
+    pub error: Box<TlsError>,
 }
 
 /// Why connections of a pair may not go on.
@@ -74,7 +74,7 @@ impl MutualTrust {
             Ground::new(own, usage).stand_beside(peer).map_err(|error| NotTrusted {
                 refused: peer.identity().clone(),
                 serial: peer.serial().to_owned(),
-                error,
+                error: Box::new(error),
             })
         };
         let standings = (stand(client, server, Usage::Server)?, stand(server, client, Usage::Client)?);

@@ -111,7 +111,7 @@ fn no_connection_outlives_its_certificates_and_the_next_has_renewed_ones() {
     let _echo = server.serve(PORT, tcp::echo).unwrap();
     let mut stream = open(client, server.at(PORT));
     let address = stream.local_addr().unwrap();
-    while tcp::ping(&mut stream, "a transfer that takes its time").is_ok() {}
+    eventually(2 * PATIENCE, || tcp::ping(&mut stream, "a transfer that takes its time").is_err());
     let mut found = reasons(&world, address);
     found.sort();
     // Whichever of the two certificates is the older: the one end's own, and so the other end's peer's.
