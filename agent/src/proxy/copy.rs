@@ -229,8 +229,9 @@ pub(super) struct TcpSink<'a> {
 
 /// The smallest read: a request of a few hundred bytes must not cost the memory of a bulk transfer.
 const MIN_READ: usize = 4 * 1024;
-/// The largest read: 16 TLS records (RFC 8446 §5.1: 2^14 bytes each), beyond which larger reads no longer paid.
-const MAX_READ: usize = 256 * 1024;
+/// The largest read: four TLS records (RFC 8446 §5.1: 2^14 bytes each). What is read in larger pieces leaves the processor's
+/// cache before the next one in the chain takes it.
+const MAX_READ: usize = 64 * 1024;
 
 impl Socket<'_> {
     /// Says what an error means: the first is the cause, and what comes later its consequence.
