@@ -257,8 +257,8 @@ impl Collector for Gauges {
             ),
             (
                 "culvert_tasks",
-                "Tasks of the agent's runtime, the one that answers included",
-                self.runtime.metrics().num_alive_tasks(),
+                "Tasks of the agent's runtimes, the one that answers included",
+                self.runtime.metrics().num_alive_tasks() + self.workers.tasks(),
             ),
         ];
         let mut counters = Vec::new();

@@ -98,6 +98,11 @@ impl Workers {
         self.pools().fold(PoolStats::default(), |sum, pool| sum + pool.stats())
     }
 
+    /// Counts the tasks of all threads.
+    pub fn tasks(&self) -> usize {
+        self.0.workers.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
+    }
+
     /// See [`Pool::drop_source`].
     pub fn drop_source(&self, uid: &str) {
         self.pools().for_each(|pool| pool.drop_source(uid));

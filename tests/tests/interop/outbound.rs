@@ -206,7 +206,8 @@ fn goaway_moves_new_streams_to_another_connection_and_spares_the_old() {
 
 #[test]
 fn the_hundred_and_first_stream_opens_a_second_connection() {
-    let world = Outbound::start(1);
+    // Each thread has tunnels of its own.
+    let world = Outbound::start_with(1, &["--threads", "1"]);
     let target = world.pods[0].at_v4(PORT);
     let server = world.serve(0, target.ip());
     let open = || {

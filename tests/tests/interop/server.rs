@@ -23,6 +23,11 @@ pub(crate) const PORT: u16 = 8080;
 impl Outbound {
     /// As many pods that the peer may serve.
     pub(crate) fn start(pods: usize) -> Self {
+        Self::start_with(pods, &[])
+    }
+
+    /// The same, with an agent that is given more to say.
+    pub(crate) fn start_with(pods: usize, args: &[&str]) -> Self {
         let mesh = Mesh::new().unwrap();
         let client = mesh.pod("client").on("node-a").service_account("client").enrolled().start().unwrap();
         let pods = (0..pods).map(|number| {
@@ -33,7 +38,7 @@ impl Outbound {
         let pods = pods.collect::<Vec<_>>();
         let identity = "spiffe://cluster.local/ns/default/sa/server";
         let credentials = mesh.certificate(&mesh.ca().unwrap(), identity).issue().unwrap();
-        let agent = mesh.agent("node-a").start().unwrap();
+        let agent = args.iter().fold(mesh.agent("node-a"), |agent, arg| agent.arg(arg)).start().unwrap();
         agent.wait_ready().unwrap();
         Self { client, agent, pods, credentials, mesh }
     }
