@@ -29,10 +29,20 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// Agents of which each has one thread for connections, so that all of them share a tunnel.
+    fn of_one_tunnel() -> Self {
+        Self::with(&["--threads", "1"])
+    }
+
+    fn with(args: &[&str]) -> Self {
         let mesh = Mesh::new().unwrap();
         let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
         let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
-        let agents = ["node-a", "node-b"].map(|node| mesh.agent(node).start().unwrap());
+        let agent = |node| args.iter().fold(mesh.agent(node), |agent, arg| agent.arg(arg));
+        let agents = ["node-a", "node-b"].map(|node| agent(node).start().unwrap());
         agents.iter().for_each(|agent| agent.wait_ready().unwrap());
         Self { client, server, agents, mesh }
     }
@@ -244,7 +254,7 @@ const STREAM_BOUND: u64 = (1 << 20) + (1 << 19);
 
 #[test]
 fn readers_that_stall_cost_bounded_memory_and_hold_up_no_other_stream() {
-    let world = World::new();
+    let world = World::of_one_tunnel();
     let listener = world.server.listen(PORT).unwrap();
     let echo = world.server.serve(PORT + 1, tcp::echo).unwrap();
     let exchange = || {
