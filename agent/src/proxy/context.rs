@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,8 +17,8 @@ use super::{
     workers::Workers,
 };
 use crate::{
-    identity::{MutualTrust, SvidStore},
-    mesh::{Snapshot, Workload},
+    identity::{MutualTrust, Svid, SvidError, SvidStore},
+    mesh::{Identity, Snapshot, Workload},
     shutdown::Shutdown,
 };
 
@@ -94,6 +97,14 @@ impl Context {
         self.pods.unenforced()
     }
 
+    /// Returns the certificate of a pod of this node, which a connection waits for no longer than [`CERTIFICATE_LIMIT`].
+    pub(super) async fn certificate(&self, identity: &Identity) -> Result<Arc<Svid>, CertificateError> {
+        match timeout(CERTIFICATE_LIMIT, self.svids.svid(identity)).await {
+            Ok(svid) => Ok(svid?),
+            Err(_) => Err(CertificateError::Timeout(identity.clone())),
+        }
+    }
+
     /// Returns the workload that has an address. Who else may send from it is another question.
     pub(super) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
         self.mesh.borrow().workload(address).cloned()
@@ -120,6 +131,15 @@ impl Context {
     }
 }
 
+/// Why a connection has no certificate; each end calls that `no_certificate`.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CertificateError {
+    #[error("no certificate for {0} within {CERTIFICATE_LIMIT:?}: see the log for what its authority says")]
+    Timeout(Identity),
+    #[error(transparent)]
+    Failed(#[from] SvidError),
+}
+
 /// How long an application or a destination outside the mesh may take to answer a SYN. A pod answers or refuses within
 /// a round trip; what takes longer is gone, and its client is to hear of it.
 ///
@@ -131,7 +151,7 @@ pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(8);
 const MAX_HANDSHAKES: usize = 4096;
 
 /// How long to wait for a certificate before a connection fails.
-pub(super) const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);
+const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long an address inside the pod ranges that nobody knows is waited for.
 pub(super) const HOLD_LIMIT: Duration = Duration::from_secs(2);

@@ -8,12 +8,12 @@ use std::{
 };
 
 use http::StatusCode;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     application::Client,
-    context::{CERTIFICATE_LIMIT, Context},
+    context::{CertificateError, Context},
     copy::TunnelSink,
     delivery::{Delivery, DeliveryError, Visit},
     listener,
@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     hbone::{self, Incoming, ServeError, ServerConnection, TunnelError},
-    identity::SvidError,
     mesh::{Identity, OrigDst, Reason},
 };
 
@@ -57,10 +56,7 @@ async fn open(
         .handshakes
         .take(pod.holder(Reporter::Destination), peer.ip())
         .ok_or(InboundError::Handshakes(peer.ip()))?;
-    let identity = pod.workload().identity.clone();
-    let svid = timeout(CERTIFICATE_LIMIT, context.svids.svid(&identity))
-        .await
-        .map_err(|_| InboundError::CertificateTimeout(identity, CERTIFICATE_LIMIT))??;
+    let svid = context.certificate(&pod.workload().identity).await?;
     let accepted = hbone::accept(stream, svid).await;
     context.workers.handshakes().served(accepted.as_ref().map(drop));
     Ok(accepted?)
@@ -204,10 +200,8 @@ const FIRST_REQUEST: Duration = Duration::from_secs(2);
 /// Why an inbound connection, or a whole tunnel, failed.
 #[derive(Debug, thiserror::Error)]
 enum InboundError {
-    #[error("no certificate for {0} within {1:?}: see the log for what its authority says")]
-    CertificateTimeout(Identity, Duration),
     #[error(transparent)]
-    Certificate(#[from] SvidError),
+    Certificate(#[from] CertificateError),
     #[error("{0} holds its share of the TLS handshakes that may be under way at once")]
     Handshakes(IpAddr),
     #[error("the peer's tunnel failed: {0}")]
@@ -227,7 +221,7 @@ enum InboundError {
 impl InboundError {
     fn reason(&self) -> Reason {
         match self {
-            Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
+            Self::Certificate(_) => Reason::NoCertificate,
             Self::Serve(error) => error.reason(),
             Self::NotHere(_) => Reason::UnknownDestination,
             Self::Handshakes(_) => Reason::Overload,

@@ -52,36 +52,45 @@ fn start<F>(
     let Some(share) = context.shares.take(pod.holder(reporter), peer.ip()) else {
         return refused(context, pod, peer, reporter);
     };
+    let (runtime, load, arrival) = context.workers.place(stream, balance);
+    let tasks = context.shutdown.tasks();
     let (context, pod) = (context.clone(), pod.clone());
-    let workers = context.workers.clone();
-    let tasks = context.shutdown.tasks().clone();
-    let placed = workers.place(stream, balance).map(|(runtime, load, arrival)| {
-        let carried = async move {
-            let _holds = (share, load);
-            match arrival.settle() {
-                Ok(stream) => handle(context, pod, stream, peer).await,
-                Err(error) => tracing::warn!(%peer, %error, "a connection is lost on the way to its thread"),
+    let carried = async move {
+        let _holds = (share, load);
+        match arrival.settle() {
+            Ok(stream) => handle(context, pod, stream, peer).await,
+            Err(error) => {
+                overloaded(&context, &pod, (peer, reporter), &format_args!("{NO_THREAD}: {error}"));
             }
-        };
-        tasks.spawn_on(carried, runtime);
-    });
-    if let Err(error) = placed {
-        tracing::warn!(%peer, %error, "a connection is lost on the way to its thread");
-    }
+        }
+    };
+    tasks.spawn_on(carried, runtime);
 }
 
 /// Reports a connection that there is no room for.
 pub(super) fn refused(context: &Context, pod: &Shared, peer: SocketAddr, reporter: Reporter) {
+    overloaded(context, pod, (peer, reporter), &NO_ROOM);
+}
+
+fn overloaded(
+    context: &Context,
+    pod: &Shared,
+    (peer, reporter): (SocketAddr, Reporter),
+    why: &dyn std::fmt::Display,
+) {
     let mut outcome = match reporter {
         Reporter::Source => Outcome::outbound(context, peer, pod.workload()),
         Reporter::Destination => Outcome::inbound(context, peer, pod.workload()),
     };
-    outcome.failed(Reason::Overload, &NO_ROOM);
+    outcome.failed(Reason::Overload, why);
 }
 
 /// Not a line of its own in the agent's log: whoever can open connections could fill that.
 pub(super) const NO_ROOM: &str =
     "the client or the pod holds its share of what the agent carries at once (--max-connections)";
+
+const NO_THREAD: &str =
+    "the kernel does not let another thread of the agent take it (fs.epoll.max_user_watches)";
 
 /// Waits after a failed accept: retrying at once would spin while the process has no descriptors left.
 async fn back_off(error: &io::Error) {

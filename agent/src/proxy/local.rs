@@ -8,14 +8,14 @@
 //! A tunnel proves the client's address by its TCP handshake across the network. Here nothing crosses it, so only what the
 //! mesh knows as the source pod's own address goes this way ([`near`]); the rest takes a tunnel, and fails where that does.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use super::{
     access_log::canonical,
     application::Client,
-    context::{CERTIFICATE_LIMIT, Context},
+    context::{CertificateError, Context},
     copy::{self, Side},
     delivery::{Delivery, DeliveryError, Visit},
     listener,
@@ -25,8 +25,8 @@ use super::{
     pod::{Ended, Shared},
 };
 use crate::{
-    identity::{NotTrusted, PairLapsed, Svid, SvidError, Usage},
-    mesh::{Identity, OrigDst, Reason, Workload},
+    identity::{NotTrusted, PairLapsed, Svid, Usage},
+    mesh::{OrigDst, Reason, Workload},
 };
 
 /// Returns the destination of a connection of `source` from `client`, where this agent holds that pod and need not be told
@@ -74,41 +74,30 @@ pub(super) async fn carry(
     let client = canonical(client);
     let share = context.shares.take(pod.holder(Reporter::Destination), client.ip());
     let _share = share.ok_or(LocalError::NoRoom)?;
+    let between = async {
+        let server = context.certificate(&pod.workload().identity).await?;
+        let pair = context.mutual.meet(&svid, &server)?;
+        let carried = async {
+            let visit = Visit {
+                client: Client { address: client.ip(), port: Some(client.port()) },
+                identity: Some(svid.identity().clone()),
+                target,
+            };
+            let delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
+            outcome.opened(true);
+            far.opened(true);
+            delivery.copy(copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
+        };
+        tokio::select! {
+            biased;
+            lapsed = pair.lapsed() => Err(LocalError::Lapsed(lapsed)),
+            carried = carried => carried,
+        }
+    };
     tokio::select! {
         biased;
         ended = pod.ended(context) => Err(ended.into()),
-        carried = between(context, pod, svid, (stream, client), (outcome, far), target) => carried,
-    }
-}
-
-async fn between(
-    context: &Context,
-    pod: &Shared,
-    svid: Arc<Svid>,
-    (stream, client): (&TcpStream, SocketAddr),
-    (outcome, far): (&mut Outcome<'_>, &mut Outcome<'_>),
-    target: SocketAddr,
-) -> Result<(), LocalError> {
-    let identity = pod.workload().identity.clone();
-    let server = timeout(CERTIFICATE_LIMIT, context.svids.svid(&identity))
-        .await
-        .map_err(|_| LocalError::CertificateTimeout(identity, CERTIFICATE_LIMIT))??;
-    let pair = context.mutual.meet(&svid, &server)?;
-    let visit = Visit {
-        client: Client { address: client.ip(), port: Some(client.port()) },
-        identity: Some(svid.identity().clone()),
-        target,
-    };
-    let carried = async {
-        let delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
-        outcome.opened(true);
-        far.opened(true);
-        delivery.copy(copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
-    };
-    tokio::select! {
-        biased;
-        lapsed = pair.lapsed() => Err(LocalError::Lapsed(lapsed)),
-        carried = carried => carried,
+        carried = between => carried,
     }
 }
 
@@ -118,10 +107,8 @@ async fn between(
 pub(super) enum LocalError {
     #[error("{}", listener::NO_ROOM)]
     NoRoom,
-    #[error("no certificate for {0} within {1:?}: see the log for what its authority says")]
-    CertificateTimeout(Identity, Duration),
     #[error(transparent)]
-    Certificate(#[from] SvidError),
+    Certificate(#[from] CertificateError),
     #[error(transparent)]
     NotTrusted(#[from] NotTrusted),
     #[error(transparent)]
@@ -139,7 +126,7 @@ impl LocalError {
     pub(super) fn reason_at_destination(&self) -> Reason {
         match self {
             Self::NoRoom => Reason::Overload,
-            Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
+            Self::Certificate(_) => Reason::NoCertificate,
             Self::NotTrusted(refused) => refused.error.reason(),
             Self::NotOpened(error) | Self::Broken(error) => error.reason(),
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Server),
@@ -155,9 +142,7 @@ impl LocalError {
             // The client itself is reset.
             Self::Broken(_) => Reason::Reset,
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Client),
-            Self::CertificateTimeout(..) | Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) => {
-                self.reason_at_destination()
-            }
+            Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) => self.reason_at_destination(),
         }
     }
 

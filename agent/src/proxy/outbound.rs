@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    context::{CERTIFICATE_LIMIT, Context, DIAL_LIMIT, HOLD_LIMIT},
+    context::{CertificateError, Context, DIAL_LIMIT, HOLD_LIMIT},
     copy::{self, CopyError, Side, TunnelSink},
     local::{self, LocalError},
     outcome::Outcome,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     hbone::{ConnectError, ConnectRequest, PoolKey, Tunnel},
-    identity::{Svid, SvidError},
+    identity::Svid,
     mesh::{Identity, OrigDst, Reason, Route, RouteError, Workload},
 };
 
@@ -68,7 +68,7 @@ async fn carry<'a>(
         Route::Hbone { peer: agent, authority, identity, destination, service } => {
             outcome.routed_to(authority, Some(destination.clone()), service);
             let to = Peer { agent, authority, identity, destination: &destination };
-            let svid = certificate(context, source).await?;
+            let svid = context.certificate(&source.identity).await?;
             if let Some(held) = local::near(context, source, peer, &to) {
                 let ends = (source, peer);
                 let account = local::account(context, &held, ends, (authority, outcome));
@@ -113,12 +113,6 @@ pub(super) struct Peer<'a> {
     pub(super) authority: SocketAddr,
     pub(super) identity: Identity,
     pub(super) destination: &'a Workload,
-}
-
-async fn certificate(context: &Context, source: &Workload) -> Result<Arc<Svid>, OutboundError> {
-    Ok(timeout(CERTIFICATE_LIMIT, context.svids.svid(&source.identity))
-        .await
-        .map_err(|_| OutboundError::CertificateTimeout(source.identity.clone(), CERTIFICATE_LIMIT))??)
 }
 
 async fn tunnel(
@@ -176,10 +170,8 @@ enum OutboundError {
     Socket(#[source] io::Error),
     #[error(transparent)]
     Route(#[from] RouteError),
-    #[error("no certificate for {0} within {1:?}: see the log for what its authority says")]
-    CertificateTimeout(Identity, Duration),
     #[error(transparent)]
-    Certificate(#[from] SvidError),
+    Certificate(#[from] CertificateError),
     #[error("dialling {0} failed: {1}")]
     Dial(SocketAddr, #[source] io::Error),
     #[error("{0} did not answer within {1:?}")]
@@ -205,7 +197,7 @@ impl OutboundError {
             Self::NotCaptured(_) => Reason::NotCaptured,
             Self::Socket(_) => Reason::Reset,
             Self::Route(error) => error.reason(),
-            Self::CertificateTimeout(..) | Self::Certificate(_) => Reason::NoCertificate,
+            Self::Certificate(_) => Reason::NoCertificate,
             Self::Dial(..) => Reason::DialFailed,
             Self::DialTimeout(..) => Reason::Timeout,
             Self::Tunnel { error, .. } => error.reason(),

@@ -7,10 +7,9 @@ use tokio::net::TcpStream;
 
 use super::{
     access_log::canonical,
-    admission::Refused,
-    application::{ApplicationError, Client},
+    application::Client,
     context::Context,
-    copy::{self, CopyError, Side},
+    copy::{self, Side},
     delivery::{Delivery, DeliveryError, Visit},
     outcome::Outcome,
     pod::{Ended, Shared, close_gently},
@@ -52,33 +51,17 @@ async fn carry(
 enum PlaintextError {
     #[error("the client's socket failed: {0}")]
     Socket(#[source] io::Error),
-    #[error("plaintext, without an identity: {0}")]
-    Refused(#[from] Refused),
-    #[error(transparent)]
-    Application(#[from] ApplicationError),
-    #[error(transparent)]
-    Copy(#[from] CopyError),
+    #[error("{prefix}{0}", prefix = if let DeliveryError::Refused(_) = .0 { "plaintext, without an identity: " } else { "" })]
+    Delivery(#[from] DeliveryError),
     #[error(transparent)]
     Ended(#[from] Ended),
-}
-
-impl From<DeliveryError> for PlaintextError {
-    fn from(error: DeliveryError) -> Self {
-        match error {
-            DeliveryError::Refused(refused) => refused.into(),
-            DeliveryError::Application(error) => error.into(),
-            DeliveryError::Copy(error) => error.into(),
-        }
-    }
 }
 
 impl PlaintextError {
     fn reason(&self) -> Reason {
         match self {
             Self::Socket(_) => Reason::Reset,
-            Self::Refused(refused) => refused.reason(),
-            Self::Application(error) => error.reason(),
-            Self::Copy(error) => error.reason(),
+            Self::Delivery(error) => error.reason(),
             Self::Ended(ended) => ended.reason(),
         }
     }

@@ -51,8 +51,8 @@ pub(super) struct Load(Arc<AtomicUsize>);
 pub(super) enum Arrival {
     /// It is there already.
     Here(TcpStream),
-    /// It belongs to no runtime meanwhile.
-    Moved(std::net::TcpStream),
+    /// It belongs to no runtime meanwhile, where it could be taken out of the one that it had.
+    Moved(io::Result<std::net::TcpStream>),
 }
 
 /// How many more connections than another a thread may carry before it gives one away, which costs a wake-up.
@@ -81,7 +81,7 @@ impl Workers {
         let workers: io::Result<Box<[_]>> = (0..count)
             .map(|index| {
                 let runtime = spawn(index, end.clone())?;
-                let pool = Pool::counting_into(config.clone(), handshakes.clone());
+                let pool = Pool::new(config.clone(), handshakes.clone());
                 Ok(Worker { runtime, pool, load: Arc::default() })
             })
             .collect();
@@ -138,7 +138,7 @@ impl Workers {
     }
 
     /// Chooses the thread for a connection that the calling one has accepted.
-    pub(super) fn place(&self, stream: TcpStream, balance: Balance) -> io::Result<(&Handle, Load, Arrival)> {
+    pub(super) fn place(&self, stream: TcpStream, balance: Balance) -> (&Handle, Load, Arrival) {
         let workers = &self.0.workers;
         let here = self.here();
         let load = |index: usize| workers[index].load.load(Relaxed);
@@ -146,8 +146,8 @@ impl Workers {
         let least = (0..workers.len()).min_by_key(|index| (load(*index), *index != here)).unwrap_or(here);
         let stays = load(here) <= load(least) + balance.slack();
         let worker = &workers[if stays { here } else { least }];
-        let arrival = if stays { Arrival::Here(stream) } else { Arrival::Moved(stream.into_std()?) };
-        Ok((&worker.runtime, Load::of(worker), arrival))
+        let arrival = if stays { Arrival::Here(stream) } else { Arrival::Moved(stream.into_std()) };
+        (&worker.runtime, Load::of(worker), arrival)
     }
 
     /// Counts one more connection on the calling thread.
@@ -186,7 +186,7 @@ impl Arrival {
     pub(super) fn settle(self) -> io::Result<TcpStream> {
         match self {
             Self::Here(stream) => Ok(stream),
-            Self::Moved(stream) => TcpStream::from_std(stream),
+            Self::Moved(stream) => TcpStream::from_std(stream?),
         }
     }
 }
@@ -245,7 +245,7 @@ mod tests {
         let kept = on_first(&workers, async move {
             let mut kept = Vec::new();
             for _ in 0..count {
-                let (_, load, arrival) = here.place(connection().await, balance).unwrap();
+                let (_, load, arrival) = here.place(connection().await, balance);
                 kept.push((load, arrival));
             }
             kept
@@ -272,7 +272,7 @@ mod tests {
         let client = TcpStream::connect(address).await.unwrap();
         let _busy = Load::of(&workers.0.workers[0]);
         let (accepted, _) = listener.accept().await.unwrap();
-        let (runtime, _load, arrival) = workers.place(accepted, Balance::Strict).unwrap();
+        let (runtime, _load, arrival) = workers.place(accepted, Balance::Strict);
         let here = workers.clone();
         let told = runtime.spawn(async move {
             arrival.settle().unwrap().writable().await.unwrap();

@@ -125,13 +125,8 @@ impl Default for PoolConfig {
 }
 
 impl Pool {
-    /// Makes an empty pool.
-    pub fn new(config: PoolConfig) -> Self {
-        Self::counting_into(config, Handshakes::default())
-    }
-
-    /// Makes an empty pool that counts its handshakes into totals that others count into, too.
-    pub fn counting_into(config: PoolConfig, handshakes: Handshakes) -> Self {
+    /// Makes an empty pool that counts its handshakes into totals that others may count into, too.
+    pub fn new(config: PoolConfig, handshakes: Handshakes) -> Self {
         let tasks = TaskTracker::new();
         // Closed only says that waiting may end when there is none; more can be spawned.
         tasks.close();

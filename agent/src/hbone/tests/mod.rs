@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    ConnectError, ConnectRequest, Incoming, Pool, PoolConfig, PoolKey, ServerConnection, Tunnel,
+    ConnectError, ConnectRequest, Handshakes, Incoming, Pool, PoolConfig, PoolKey, ServerConnection, Tunnel,
     TunnelReceiver, accept, client, link::Link, server::Http,
 };
 use crate::{
@@ -232,7 +232,7 @@ struct Source {
 impl Source {
     async fn new(authority: &Authority, config: PoolConfig) -> Self {
         let svid = authority.svid("client").await;
-        Self { pool: Pool::new(config), svid, dials: Arc::default() }
+        Self { pool: Pool::new(config, Handshakes::default()), svid, dials: Arc::default() }
     }
 
     fn key(&self, peer: SocketAddr) -> PoolKey {
