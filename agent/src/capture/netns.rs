@@ -1,6 +1,7 @@
 //! Network namespaces: opening one, telling two apart, and running a closure inside.
 
 use std::{
+    cell::OnceCell,
     fmt,
     fs::File,
     io,
@@ -146,17 +147,30 @@ fn open_process(pid: u32) -> io::Result<File> {
 }
 
 fn run_in<T>(target: &File, f: impl FnOnce() -> T) -> io::Result<T> {
-    let _home = Home(File::open("/proc/thread-self/ns/net")?);
-    setns(target, CloneFlags::CLONE_NEWNET)?;
-    Ok(f())
+    thread_local! {
+        /// Where this thread belongs, opened once: a look into /proc costs more than both ways together.
+        static HOME: OnceCell<File> = const { OnceCell::new() };
+    }
+    HOME.with(|home| {
+        let home = match home.get() {
+            Some(home) => home,
+            None => {
+                let opened = File::open("/proc/thread-self/ns/net")?;
+                home.get_or_init(|| opened)
+            }
+        };
+        let _back = Back(home);
+        setns(target, CloneFlags::CLONE_NEWNET)?;
+        Ok(f())
+    })
 }
 
-/// Brings the thread back, also when the closure panics.
-struct Home(File);
+/// Brings the thread back home, also when the closure panics.
+struct Back<'a>(&'a File);
 
-impl Drop for Home {
+impl Drop for Back<'_> {
     fn drop(&mut self) {
-        if let Err(error) = setns(&self.0, CloneFlags::CLONE_NEWNET) {
+        if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
             tracing::error!(%error, "cannot leave a pod's network namespace; ending rather than act inside a pod");
             process::abort();
         }

@@ -1,5 +1,7 @@
 //! The client's side of one HTTP/2 connection, over any transport: settings, and one CONNECT.
 
+use std::future::{Future, pending};
+
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use http::StatusCode;
@@ -23,6 +25,20 @@ pub(super) enum RequestError {
     Malformed(http::Error),
 }
 
+/// What whoever asks for a tunnel wants to send on it first.
+pub trait FirstBytes: Send {
+    /// Returns it once there is any, for good or for another attempt: always the same bytes, which are still to be sent where
+    /// [`Tunnel::early`] does not count them.
+    fn first(&mut self) -> impl Future<Output = Bytes> + Send;
+}
+
+/// Nothing.
+impl FirstBytes for () {
+    async fn first(&mut self) -> Bytes {
+        pending().await
+    }
+}
+
 /// Begins HTTP/2. The connection returned must be polled for anything to happen; it ends by itself once the sender of
 /// requests and all tunnels are dropped.
 pub(super) async fn handshake<IO>(io: IO) -> Result<(SendRequest<Bytes>, Connection<IO, Bytes>), h2::Error>
@@ -44,18 +60,37 @@ where
         .await
 }
 
-/// Sends one CONNECT and waits for its answer; the caller sets the deadline, and dropping the future resets the stream.
+/// Sends one CONNECT and waits for its answer, and what is to be sent `first` meanwhile; the caller sets the deadline, and
+/// dropping the future resets the stream.
 pub(super) async fn request(
     requests: SendRequest<Bytes>,
     lease: Lease,
-    request: &ConnectRequest,
+    (request, first): (&ConnectRequest, Option<&mut impl FirstBytes>),
 ) -> Result<Tunnel, RequestError> {
     let request = request.to_http().map_err(RequestError::Malformed)?;
     // Nothing has been sent where one of these two fails: the connection is over, or going away.
     let mut requests = requests.ready().await.map_err(RequestError::Unprocessed)?;
-    let (response, send) = requests.send_request(request, false).map_err(RequestError::Unprocessed)?;
+    let (mut response, mut send) =
+        requests.send_request(request, false).map_err(RequestError::Unprocessed)?;
     drop(requests);
-    let response = response.await.map_err(|error| match unprocessed(&error) {
+    let mut early = 0;
+    let mut answer = None;
+    if let Some(first) = first {
+        tokio::select! {
+            biased;
+            bytes = first.first() => {
+                early = bytes.len();
+                // It fails only on a stream that was reset or lost, and then so does the answer.
+                let _ = send.send_data(bytes, false);
+            }
+            earlier = &mut response => answer = Some(earlier),
+        }
+    }
+    let answer = match answer {
+        Some(answer) => answer,
+        None => response.await,
+    };
+    let response = answer.map_err(|error| match unprocessed(&error) {
         true => RequestError::Unprocessed(error),
         false => RequestError::Failed(error),
     })?;
@@ -63,7 +98,7 @@ pub(super) async fn request(
     if !response.status().is_success() {
         return Err(RequestError::Refused(response.status()));
     }
-    Ok(Tunnel::new(send, response.into_body(), lease))
+    Ok(Tunnel::new(send, response.into_body(), lease).with_early(early))
 }
 
 /// RFC 9113 §8.7: REFUSED_STREAM, and a GOAWAY with a lower last stream, guarantee that nothing was processed. h2 gives

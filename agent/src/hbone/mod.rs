@@ -19,6 +19,7 @@
 //! bookkeeping are bounded by h2 (half the window of the connection), which ends the connection beyond that.
 
 mod client;
+mod dialect;
 mod error;
 mod handshakes;
 mod keepalive;
@@ -30,6 +31,7 @@ mod server;
 mod tests;
 mod tunnel;
 
+pub use client::FirstBytes;
 pub use error::{ConnectError, Loss, ServeError, Stage, TunnelError};
 pub use handshakes::Handshakes;
 pub use pool::{Pool, PoolConfig, PoolKey, PoolStats};

@@ -28,7 +28,9 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError, keepalive,
+    Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError,
+    dialect::Dialect,
+    keepalive,
     link::{Lease, Link},
     request::{self, BAGGAGE, Target},
 };
@@ -73,7 +75,8 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         };
         let session = tls.get_ref().1;
         let peer = peer_identity(session).map_err(ServeError::Tls)?;
-        if session.alpn_protocol() != Some(b"h2") {
+        // A server serves both dialects alike.
+        if Dialect::of(session.alpn_protocol()).is_none() {
             return Err(ServeError::Protocol("it did not offer h2 by ALPN".to_owned()));
         }
         let standing = ground.stand(session);

@@ -25,6 +25,7 @@ use super::{Loss, TunnelError, link::Lease};
 pub struct Tunnel {
     sender: TunnelSender,
     receiver: TunnelReceiver,
+    early: usize,
 }
 
 /// The half that sends. Dropped without [`TunnelSender::finish`], it resets the tunnel.
@@ -61,7 +62,18 @@ impl Tunnel {
         Self {
             sender: TunnelSender { stream: stream.clone(), ended: false },
             receiver: TunnelReceiver { stream, body, held: 0, rest: VecDeque::new(), end: None },
+            early: 0,
         }
+    }
+
+    /// Notes that so many bytes were sent with the request.
+    pub(super) fn with_early(self, early: usize) -> Self {
+        Self { early, ..self }
+    }
+
+    /// Returns how many bytes of [`FirstBytes`](super::FirstBytes) were sent with the request, and are not to be sent again.
+    pub fn early(&self) -> usize {
+        self.early
     }
 
     /// Takes the two directions apart, so that two tasks, or two arms of one, may drive them.

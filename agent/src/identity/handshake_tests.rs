@@ -173,7 +173,7 @@ async fn two_members_know_each_other_over_tls13_with_post_quantum_keys() {
     for end in [client, server] {
         assert_eq!(end.version, Some(ProtocolVersion::TLSv1_3));
         assert_eq!(end.group, Some(NamedGroup::X25519MLKEM768));
-        assert_eq!(end.alpn.as_deref(), Some(&b"h2"[..]));
+        assert_eq!(end.alpn.as_deref(), Some(&b"culvert/1"[..]));
     }
 }
 

@@ -76,6 +76,6 @@ pub use spiffe::{IdentityRefusal, identity_of};
 pub use standing::{Ground, Lapse, Lapsed, Standing, reached};
 pub use store::{SvidError, SvidStatus, SvidStore};
 pub use svid::{Rejected, Svid};
-pub use tls::{peer_identity, provider as tls_provider};
+pub use tls::{ALPN_EARLY, ALPN_H2, peer_identity, provider as tls_provider};
 pub use tls_error::TlsError;
 pub use trust::{Trust, TrustBundle, TrustError, Usage};

@@ -64,7 +64,7 @@ pub(super) fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(SpiffeVerifier::new(trust, expected)))
         .with_client_cert_resolver(certificate);
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
     config
@@ -81,11 +81,17 @@ pub(super) fn server_config(
         .expect("the provider has suites and groups for TLS 1.3")
         .with_client_cert_verifier(Arc::new(SpiffeVerifier::new(trust, expected)))
         .with_cert_resolver(certificate);
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config
 }
 
-/// HTTP/2 over TLS (RFC 9113 §3.2).
-const ALPN_H2: &[u8] = b"h2";
+/// HTTP/2 over TLS (RFC 9113 §3.2): HBONE as every peer speaks it.
+pub const ALPN_H2: &[u8] = b"h2";
+
+/// The same, and the peer is a Culvert: it takes a tunnel's first bytes together with the request for it.
+pub const ALPN_EARLY: &[u8] = b"culvert/1";
+
+/// What is offered and accepted, the preferred first.
+const ALPN: [&[u8]; 2] = [ALPN_EARLY, ALPN_H2];

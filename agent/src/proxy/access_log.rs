@@ -1,5 +1,6 @@
 //! One line for each connection that ended, written by a thread of its own so that a slow disk or pipe never holds a
-//! connection up. The queue is bounded; what does not fit is dropped and counted.
+//! connection up. The queue is bounded; what does not fit is dropped and counted. Lines that follow closely are written
+//! together: to wake the thread for each would cost a short connection more than its line does.
 
 use std::{
     io::Write as _,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::mesh::{Reason, Workload};
@@ -108,29 +109,23 @@ impl Peer {
         }
     }
 
-    fn fields(&self) -> [(&'static str, Option<&String>); 3] {
-        [
-            ("workload", self.workload.as_ref()),
-            ("namespace", self.namespace.as_ref()),
-            ("identity", self.identity.as_ref()),
-        ]
-    }
-
-    fn serialize_as<S: serde::Serializer>(&self, end: &str, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(
-            self.fields()
-                .into_iter()
-                .filter_map(|(name, value)| value.map(|value| (format!("{end}.{name}"), value))),
-        )
+    fn serialize_as<S: Serializer>(
+        &self,
+        names: [&'static str; 3],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let values = [&self.workload, &self.namespace, &self.identity];
+        let fields = names.into_iter().zip(values);
+        serializer.collect_map(fields.filter_map(|(name, value)| value.as_ref().map(|value| (name, value))))
     }
 }
 
-fn source_peer<S: serde::Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
-    peer.serialize_as("src", serializer)
+fn source_peer<S: Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
+    peer.serialize_as(["src.workload", "src.namespace", "src.identity"], serializer)
 }
 
-fn destination_peer<S: serde::Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
-    peer.serialize_as("dst", serializer)
+fn destination_peer<S: Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
+    peer.serialize_as(["dst.workload", "dst.namespace", "dst.identity"], serializer)
 }
 
 impl AccessLog {
@@ -155,6 +150,8 @@ impl AccessLog {
                 for done in flushed {
                     let _ = done.try_send(());
                 }
+                // Who queues a line meanwhile wakes nobody.
+                thread::sleep(PAUSE);
             }
         })?;
         Ok(Self { lines: Some(lines), dropped })
@@ -189,6 +186,9 @@ impl AccessLog {
 
 /// How long the agent's end waits for whoever reads the access log.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long lines may wait for others to be written with.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Lines that may wait to be written, some 500 bytes each.
 const QUEUE: usize = 8192;

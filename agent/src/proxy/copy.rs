@@ -7,19 +7,21 @@
 use std::{
     future::{Future, pending},
     io,
+    os::fd::AsRawFd as _,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
+use nix::{errno::Errno, sys::socket::MsgFlags};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     capture,
-    hbone::{Finished, TunnelError, TunnelReceiver, TunnelSender},
+    hbone::{Finished, FirstBytes, TunnelError, TunnelReceiver, TunnelSender},
     mesh::Reason,
 };
 
@@ -205,7 +207,7 @@ impl Side {
 /// Splits a TCP socket into the two halves of a copy.
 pub(super) fn tcp(stream: &TcpStream, side: Side) -> (TcpSource<'_>, TcpSink<'_>) {
     let socket = Socket { stream, side, error: Arc::default() };
-    (TcpSource { socket: socket.clone(), size: MIN_READ }, TcpSink { socket })
+    (TcpSource { socket: socket.clone(), size: MIN_READ, ahead: None }, TcpSink { socket })
 }
 
 /// What both halves need: the kernel tells an error once only, to whoever asks first.
@@ -220,6 +222,8 @@ struct Socket<'a> {
 pub(super) struct TcpSource<'a> {
     socket: Socket<'a>,
     size: usize,
+    /// What was read before its turn.
+    ahead: Option<Result<Option<Bytes>, CopyError>>,
 }
 
 /// The writing half of a TCP socket.
@@ -257,13 +261,23 @@ impl Socket<'_> {
     }
 }
 
-impl Source for TcpSource<'_> {
-    async fn recv(&mut self) -> Result<Option<Bytes>, CopyError> {
+impl TcpSource<'_> {
+    async fn read(&mut self) -> Result<Option<Bytes>, CopyError> {
         let socket = &self.socket;
         loop {
             socket.stream.readable().await.map_err(|error| socket.failed(error))?;
             let mut buffer = BytesMut::with_capacity(self.size);
-            match socket.stream.try_read_buf(&mut buffer) {
+            let mut read = Err(io::ErrorKind::WouldBlock.into());
+            // What is returned here only decides whether the socket is taken for readable still.
+            let _ = socket.stream.try_io(Interest::READABLE, || {
+                read = socket.stream.try_read_buf(&mut buffer);
+                match read {
+                    // Less than there was room for is all that there is (epoll(7)): no need to ask again for it.
+                    Ok(read) if 0 < read && read < self.size => Err(io::ErrorKind::WouldBlock.into()),
+                    _ => Ok(()),
+                }
+            });
+            match read {
                 Ok(0) => return Ok(None),
                 Ok(read) => {
                     if read == self.size {
@@ -276,6 +290,44 @@ impl Source for TcpSource<'_> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(socket.failed(error)),
             }
+        }
+    }
+
+    /// Reads what is there already, also where tokio has not yet heard of it from the kernel: of a socket that has just been
+    /// accepted.
+    fn read_at_once(&self) -> Option<Result<Option<Bytes>, CopyError>> {
+        let mut buffer = [0; MIN_READ];
+        match nix::sys::socket::recv(self.socket.stream.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(0) => Some(Ok(None)),
+            Ok(read) => Some(Ok(Some(Bytes::copy_from_slice(&buffer[..read])))),
+            Err(Errno::EAGAIN | Errno::EINTR) => None,
+            // Not to be asked again: the kernel tells it once.
+            Err(error) => Some(Err(self.socket.failed(error.into()))),
+        }
+    }
+}
+
+impl FirstBytes for TcpSource<'_> {
+    async fn first(&mut self) -> Bytes {
+        if self.ahead.is_none() {
+            self.ahead = Some(match self.read_at_once() {
+                Some(read) => read,
+                None => self.read().await,
+            });
+        }
+        match &self.ahead {
+            Some(Ok(Some(bytes))) => bytes.clone(),
+            // For the copy to find.
+            _ => pending().await,
+        }
+    }
+}
+
+impl Source for TcpSource<'_> {
+    async fn recv(&mut self) -> Result<Option<Bytes>, CopyError> {
+        match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => self.read().await,
         }
     }
 
@@ -341,16 +393,26 @@ impl Source for TunnelReceiver {
 pub(super) struct TunnelSink {
     sender: Option<TunnelSender>,
     finished: Option<Finished>,
+    /// Bytes that the request has carried already: the first that come are those.
+    early: usize,
 }
 
 impl TunnelSink {
     pub(super) fn new(sender: TunnelSender) -> Self {
-        Self { sender: Some(sender), finished: None }
+        Self::after(sender, 0)
+    }
+
+    /// A sink of a tunnel that has sent the first `early` bytes already.
+    pub(super) fn after(sender: TunnelSender, early: usize) -> Self {
+        Self { sender: Some(sender), finished: None, early }
     }
 }
 
 impl Sink for TunnelSink {
-    async fn send(&mut self, bytes: Bytes) -> Result<(), CopyError> {
+    async fn send(&mut self, mut bytes: Bytes) -> Result<(), CopyError> {
+        let early = self.early.min(bytes.len());
+        self.early -= early;
+        bytes.advance(early);
         match &mut self.sender {
             Some(sender) => Ok(sender.send(bytes).await?),
             None => unreachable!("a copy does not send after it has finished"),
@@ -423,6 +485,37 @@ mod tests {
         let (result, up, down) = task.await.unwrap();
         result.unwrap();
         assert_eq!((up, down), (8, 15));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_is_read_again_in_its_turn() {
+        let (mut client, agent) = pair().await;
+        let (mut source, _sink) = tcp(&agent, Side::Local);
+        client.write_all(b"first").await.unwrap();
+        assert_eq!(source.first().await, "first");
+        client.write_all(b"second").await.unwrap();
+        assert_eq!(source.first().await, "first");
+        client.shutdown().await.unwrap();
+        for expected in ["first", "second"] {
+            assert_eq!(source.recv().await.unwrap().unwrap(), expected);
+        }
+        assert!(source.recv().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_end_or_a_reset_that_was_met_while_reading_ahead_is_still_told() {
+        for reset in [false, true] {
+            let (client, agent) = pair().await;
+            let (mut source, _sink) = tcp(&agent, Side::Local);
+            if reset {
+                socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            }
+            drop(client);
+            agent.readable().await.unwrap();
+            let nothing = tokio::time::timeout(std::time::Duration::from_millis(100), source.first()).await;
+            assert!(nothing.is_err(), "there is no first byte");
+            assert_eq!(source.recv().await.is_err(), reset);
+        }
     }
 
     #[tokio::test]

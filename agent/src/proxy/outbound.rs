@@ -16,7 +16,7 @@ use super::{
     pod::{Ended, Shared, close_gently},
 };
 use crate::{
-    hbone::{ConnectError, ConnectRequest, PoolKey, Tunnel},
+    hbone::{ConnectError, ConnectRequest, FirstBytes, PoolKey, Tunnel},
     identity::Svid,
     mesh::{Identity, OrigDst, Reason, Route, RouteError, Workload},
 };
@@ -52,11 +52,12 @@ async fn carry<'a>(
     (stream, peer): (&TcpStream, SocketAddr),
     (outcome, far): (&mut Outcome<'a>, &mut Option<Box<Outcome<'a>>>),
 ) -> Result<(), OutboundError> {
-    let local = stream.local_addr().map_err(OutboundError::Socket)?;
-    let orig_dst = pod.capture.orig_dst(stream).map_err(|_| OutboundError::NotCaptured(local))?;
+    let Ok(orig_dst) = pod.capture.orig_dst(stream) else {
+        return Err(OutboundError::NotCaptured(stream.local_addr().map_err(OutboundError::Socket)?));
+    };
     outcome.asked_for(orig_dst);
     let route = route(context, source, peer, orig_dst).await?;
-    let near = copy::tcp(stream, Side::Local);
+    let mut near = copy::tcp(stream, Side::Local);
     match route {
         Route::Passthrough { target, destination, service } => {
             outcome.routed_to(target, destination, service);
@@ -77,9 +78,12 @@ async fn carry<'a>(
                     local::carry(context, &held, svid, (stream, peer), (outcome, far), authority).await;
                 return carried.map_err(|error| OutboundError::Local(destination, error));
             }
-            let (sender, receiver) = tunnel(context, pod, (source, svid), peer, to).await?.split();
+            let tunnel = tunnel(context, pod, (source, svid), (peer, &mut near.0), to).await?;
             outcome.opened(true);
-            copy::copy(near, (receiver, TunnelSink::new(sender)), &outcome.up, &outcome.down).await?;
+            let early = tunnel.early();
+            let (sender, receiver) = tunnel.split();
+            let far = (receiver, TunnelSink::after(sender, early));
+            copy::copy(near, far, &outcome.up, &outcome.down).await?;
         }
     }
     Ok(())
@@ -119,7 +123,7 @@ async fn tunnel(
     context: &Context,
     pod: &Shared,
     (source, svid): (&Workload, Arc<Svid>),
-    client: SocketAddr,
+    (client, first): (SocketAddr, &mut impl FirstBytes),
     to: Peer<'_>,
 ) -> Result<Tunnel, OutboundError> {
     let client = super::access_log::canonical(client);
@@ -137,11 +141,8 @@ async fn tunnel(
         baggage: Some(super::baggage::encode(source)),
     };
     let dialler = pod.capture.dialler();
-    let connected = context
-        .workers
-        .pool()
-        .connect(key, svid, || async move { dialler.dial_peer(client.ip(), to.agent).await }, request)
-        .await;
+    let dial = || async move { dialler.dial_peer(client.ip(), to.agent).await };
+    let connected = context.workers.pool().connect(key, svid, dial, (request, first)).await;
     connected.map_err(|error| OutboundError::Tunnel {
         workload: to.destination.to_string(),
         agent: to.agent,

@@ -31,7 +31,8 @@ use self::{
     state::{Place, Reserved, State},
 };
 use super::{
-    ConnectError, ConnectRequest, Handshakes, Loss, Stage, Tunnel, TunnelError, client, client::RequestError,
+    ConnectError, ConnectRequest, FirstBytes, Handshakes, Loss, Stage, Tunnel, TunnelError, client,
+    client::RequestError, dialect::Dialect,
 };
 use crate::{identity::Svid, mesh::Identity};
 
@@ -133,7 +134,8 @@ impl Pool {
         Self(Arc::new(Shared { config, tasks, handshakes, state: Mutex::default() }))
     }
 
-    /// Opens a tunnel: reuses a connection that has room or opens one, sends CONNECT, and waits for the 200.
+    /// Opens a tunnel: reuses a connection that has room or opens one, sends CONNECT, and waits for the 200. Where the peer
+    /// takes them together with it, it is sent the bytes that are to go `first`: [`Tunnel::early`] says how many.
     ///
     /// `dial` is called where a TCP connection is needed, at most once. Callers of one key who need a connection at the
     /// same time share one attempt, its failure included; where the attempt is cancelled another of them goes on. A
@@ -146,7 +148,7 @@ impl Pool {
         key: PoolKey,
         svid: Arc<Svid>,
         dial: D,
-        request: ConnectRequest,
+        (request, first): (ConnectRequest, &mut impl FirstBytes),
     ) -> Result<Tunnel, ConnectError>
     where
         D: FnOnce() -> F,
@@ -162,7 +164,7 @@ impl Pool {
                 Err(Unplaced::Failed(error)) => return Err(error),
                 Ok(reserved) => reserved,
             };
-            match self.request(&key, reserved, &request).await {
+            match self.request(&key, reserved, (&request, &mut *first)).await {
                 Err((id, Retry::Elsewhere, error)) if refused.is_none() => {
                     self.0.lock().retire(id);
                     refused = Some(error);
@@ -261,12 +263,13 @@ impl Pool {
         &self,
         key: &PoolKey,
         reserved: Reserved,
-        request: &ConnectRequest,
+        (request, first): (&ConnectRequest, &mut impl FirstBytes),
     ) -> Result<Tunnel, (u64, Retry, ConnectError)> {
         let peer = key.peer;
         let patience = self.0.config.reply_timeout;
-        let Reserved { id, requests, lease, link, tls, verdict } = reserved;
-        let error = match timeout(patience, client::request(requests, lease, request)).await {
+        let Reserved { id, requests, dialect, lease, link, tls, verdict } = reserved;
+        let first = (dialect == Dialect::Early).then_some(first);
+        let error = match timeout(patience, client::request(requests, lease, (request, first))).await {
             Ok(Ok(tunnel)) => {
                 verdict.is(None);
                 return Ok(tunnel);

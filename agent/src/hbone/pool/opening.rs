@@ -17,7 +17,7 @@ use super::{
     state::{Ready, Reserved},
 };
 use crate::{
-    hbone::{ConnectError, Loss, Stage, client, link::Link},
+    hbone::{ConnectError, Loss, Stage, client, dialect::Dialect, link::Link},
     identity::{Ground, Observed, Standing, Svid, TlsError, TlsFailure, Usage},
 };
 
@@ -79,11 +79,12 @@ impl<'a> Ticket<'a> {
                 }
             }),
         };
-        let opened = opened.and_then(|Opened { requests, connection, tls, standing }| {
+        let opened = opened.and_then(|Opened { requests, dialect, connection, tls, standing }| {
             let verdict = self.pool.handshakes.verdict();
             let ready = Ready {
                 id: self.id,
                 requests,
+                dialect,
                 svid: svid.clone(),
                 fresh_until: standing.fresh_until(),
                 link: link.clone(),
@@ -120,6 +121,7 @@ impl Drop for Ticket<'_> {
 
 struct Opened {
     requests: h2::client::SendRequest<bytes::Bytes>,
+    dialect: Dialect,
     connection: h2::client::Connection<driver::Transport, bytes::Bytes>,
     tls: TlsFailure,
     standing: Standing,
@@ -145,10 +147,10 @@ where
     let name = peer.ip().into();
     let tls = TlsConnector::from(svid.client_config(&key.expect)).connect(name, tcp).await;
     let tls = tls.map_err(|error| tls_error(TlsError::from_io(&error)))?;
-    if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+    let Some(dialect) = Dialect::of(tls.get_ref().1.alpn_protocol()) else {
         let detail = "it did not choose h2 by ALPN".to_owned();
         return Err(ConnectError::Protocol { peer, detail });
-    }
+    };
     let standing = ground.stand(tls.get_ref().1);
     let transport = Observed::new(tls);
     let failure = transport.failure();
@@ -156,7 +158,7 @@ where
         Some(source) => tls_error(source.clone()),
         None => ConnectError::Lost { peer, loss: Loss::of(&error) },
     })?;
-    Ok(Opened { requests, connection, tls: failure, standing })
+    Ok(Opened { requests, dialect, connection, tls: failure, standing })
 }
 
 fn lost(key: &PoolKey, link: &Link) -> ConnectError {

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     hbone::{
         Loss, STREAMS_PER_CONNECTION,
+        dialect::Dialect,
         handshakes::Verdict,
         link::{Lease, Link},
     },
@@ -54,6 +55,7 @@ struct Slot {
 pub(super) struct Ready {
     pub(super) id: u64,
     pub(super) requests: SendRequest<Bytes>,
+    pub(super) dialect: Dialect,
     pub(super) svid: Arc<Svid>,
     /// Until when it takes tunnels, for the sake of both ends' certificates.
     pub(super) fresh_until: SystemTime,
@@ -72,6 +74,7 @@ struct Live {
 pub(super) struct Reserved {
     pub(super) id: u64,
     pub(super) requests: SendRequest<Bytes>,
+    pub(super) dialect: Dialect,
     pub(super) lease: Lease,
     pub(super) link: Arc<Link>,
     pub(super) tls: TlsFailure,
@@ -283,6 +286,7 @@ impl Ready {
         Reserved {
             id: self.id,
             requests: self.requests.clone(),
+            dialect: self.dialect,
             lease: self.link.lease(),
             link: self.link.clone(),
             tls: self.tls.clone(),

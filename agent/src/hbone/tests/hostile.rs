@@ -10,7 +10,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{LOCAL, PIPE, Pair, client, request};
+use super::{LOCAL, NOTHING, PIPE, Pair, client, request};
 use crate::hbone::{
     Loss, MAX_STREAMS, ServeError, TunnelError, client::RequestError, keepalive, link::Link, server::Http,
 };
@@ -157,7 +157,7 @@ async fn many_requests_given_up_at_once_cost_no_other_tunnel() {
     let link = Link::new();
     let ask = |link: &std::sync::Arc<Link>| {
         let (requests, lease) = (requests.clone(), link.lease());
-        tokio::spawn(async move { client::request(requests, lease, &request(LOCAL)).await })
+        tokio::spawn(async move { client::request(requests, lease, (&request(LOCAL), NOTHING)).await })
     };
     let asking = ask(&link);
     let (_sender, mut receiver) = http.next().await.unwrap().unwrap().accept().unwrap().split();
@@ -275,7 +275,7 @@ async fn a_server_that_talks_nonsense_is_an_error_to_the_client() {
             let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
         };
         let asked = request(LOCAL);
-        let asking = client::request(requests, Link::new().lease(), &asked);
+        let asking = client::request(requests, Link::new().lease(), (&asked, NOTHING));
         let (outcome, ()) = tokio::join!(asking, answering);
         assert!(
             matches!(outcome, Err(RequestError::Failed(_) | RequestError::Unprocessed(_))),

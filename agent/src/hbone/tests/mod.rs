@@ -1,5 +1,6 @@
 //! Both sides together: over pipes in memory, and over loopback TCP with real TLS.
 
+mod early;
 mod hostile;
 mod pool;
 mod server;
@@ -27,8 +28,8 @@ use tokio::{
 };
 
 use super::{
-    ConnectError, ConnectRequest, Handshakes, Incoming, Pool, PoolConfig, PoolKey, ServerConnection, Tunnel,
-    TunnelReceiver, accept, client, link::Link, server::Http,
+    ConnectError, ConnectRequest, FirstBytes, Handshakes, Incoming, Pool, PoolConfig, PoolKey,
+    ServerConnection, Tunnel, TunnelReceiver, accept, client, link::Link, server::Http,
 };
 use crate::{
     identity::{LocalCa, Svid, SvidStore, ca::Lifetimes},
@@ -74,7 +75,7 @@ impl Pair {
 impl Pair {
     fn connect(&self) -> impl Future<Output = Tunnel> + use<> {
         let (requests, lease) = (self.requests.clone(), self.link.lease());
-        async move { client::request(requests, lease, &request(LOCAL)).await.expect("a tunnel") }
+        async move { client::request(requests, lease, (&request(LOCAL), NOTHING)).await.expect("a tunnel") }
     }
 }
 
@@ -90,6 +91,9 @@ fn serve(io: DuplexStream) -> (mpsc::Receiver<Incoming>, AbortHandle) {
     });
     (receiver, task.abort_handle())
 }
+
+/// No bytes that go first.
+const NOTHING: Option<&mut ()> = None;
 
 fn request(authority: &str) -> ConnectRequest {
     ConnectRequest { authority: authority.parse().unwrap(), forwarded: None, baggage: None }
@@ -257,7 +261,7 @@ impl Source {
                 dials.fetch_add(1, Ordering::SeqCst);
                 TcpStream::connect(peer)
             };
-            pool.connect(key, svid, dial, request(&format!("{}:80", peer.ip()))).await
+            pool.connect(key, svid, dial, (request(&format!("{}:80", peer.ip())), &mut ())).await
         }
     }
 

@@ -133,7 +133,7 @@ async fn a_failure_to_dial_is_shared_and_does_not_last() {
                 go.notified().await;
                 Err::<TcpStream, _>(io::ErrorKind::ConnectionRefused.into())
             };
-            pool.connect(key, svid, dial, request("127.0.0.1:80")).await
+            pool.connect(key, svid, dial, (request("127.0.0.1:80"), &mut ())).await
         });
     }
     until("an attempt", || attempts.load(Ordering::SeqCst) == 1).await;
@@ -156,7 +156,7 @@ async fn an_opener_that_is_cancelled_strands_nobody() {
     let (pool, svid, key) = (source.pool.clone(), source.svid.clone(), source.key(agent.address));
     let opener = tokio::spawn(async move {
         let never = || std::future::pending::<io::Result<TcpStream>>();
-        let _ = pool.connect(key, svid, never, request("127.0.0.1:80")).await;
+        let _ = pool.connect(key, svid, never, (request("127.0.0.1:80"), &mut ())).await;
     });
     until("an attempt", || source.pool.stats().opening == 1).await;
     let waiters: Vec<_> = (0..5).map(|_| tokio::spawn(source.connect(agent.address))).collect();
@@ -179,7 +179,7 @@ async fn a_waiter_does_not_wait_for_ever_for_the_attempts_of_others() {
     let (pool, svid, key) = (source.pool.clone(), source.svid.clone(), source.key(peer));
     tokio::spawn(async move {
         let never = || std::future::pending::<io::Result<TcpStream>>();
-        let error = pool.connect(key, svid, never, request("127.0.0.1:80")).await.unwrap_err();
+        let error = pool.connect(key, svid, never, (request("127.0.0.1:80"), &mut ())).await.unwrap_err();
         assert!(matches!(error, ConnectError::Timeout { stage: Stage::Handshake, .. }), "{error}");
     });
     until("an attempt", || source.pool.stats().opening == 1).await;
@@ -391,7 +391,7 @@ async fn a_pod_that_leaves_takes_its_tunnels_and_attempts_with_it() {
             let _ = started.send(());
             std::future::pending::<io::Result<TcpStream>>()
         };
-        pool.connect(key, svid, never, request("127.0.0.1:80")).await
+        pool.connect(key, svid, never, (request("127.0.0.1:80"), &mut ())).await
     });
     begun.await.unwrap();
 
@@ -448,7 +448,7 @@ async fn draining_waits_for_an_attempt_too() {
             let _ = wait.await;
             TcpStream::connect(peer).await
         };
-        pool.connect(key, svid, dial, request("127.0.0.1:80")).await
+        pool.connect(key, svid, dial, (request("127.0.0.1:80"), &mut ())).await
     });
     until("an attempt", || source.pool.stats().opening == 1).await;
     let pool = source.pool.clone();

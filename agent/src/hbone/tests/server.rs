@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Method, Request, StatusCode, Version};
 use tokio::time::timeout;
 
-use super::{LOCAL, Pair, client, request};
+use super::{LOCAL, NOTHING, Pair, client, request};
 use crate::hbone::{ConnectRequest, TunnelError, client::RequestError};
 
 async fn status(pair: &Pair, method: Method, uri: &str) -> StatusCode {
@@ -41,7 +41,7 @@ async fn a_request_carries_what_the_client_said() {
         baggage: Some("service.name=front".to_owned()),
     };
     let (requests, lease) = (pair.requests.clone(), pair.link.lease());
-    let asking = tokio::spawn(async move { client::request(requests, lease, &asked).await });
+    let asking = tokio::spawn(async move { client::request(requests, lease, (&asked, NOTHING)).await });
     let incoming = pair.incoming.recv().await.unwrap();
     assert_eq!(incoming.authority(), LOCAL);
     assert_eq!(incoming.target(), Some(LOCAL.parse().unwrap()));
@@ -70,7 +70,10 @@ async fn a_refusal_reaches_the_client_and_frees_the_stream() {
         // More than the server takes at once: each of them must be over when it is refused.
         for _ in 0..300 {
             let (requests, lease) = (pair.requests.clone(), pair.link.lease());
-            let asking = tokio::spawn(async move { client::request(requests, lease, &request(LOCAL)).await });
+            let asking =
+                tokio::spawn(
+                    async move { client::request(requests, lease, (&request(LOCAL), NOTHING)).await },
+                );
             pair.incoming.recv().await.unwrap().refuse(code);
             match asking.await.unwrap() {
                 Err(RequestError::Refused(status)) => assert_eq!(status, code),
@@ -84,7 +87,8 @@ async fn a_refusal_reaches_the_client_and_frees_the_stream() {
 async fn a_request_that_is_dropped_unanswered_is_reset() {
     let mut pair = Pair::new().await;
     let (requests, lease) = (pair.requests.clone(), pair.link.lease());
-    let asking = tokio::spawn(async move { client::request(requests, lease, &request(LOCAL)).await });
+    let asking =
+        tokio::spawn(async move { client::request(requests, lease, (&request(LOCAL), NOTHING)).await });
     drop(pair.incoming.recv().await.unwrap());
     match asking.await.unwrap() {
         Err(RequestError::Failed(error)) => assert_eq!(error.reason(), Some(h2::Reason::CANCEL)),

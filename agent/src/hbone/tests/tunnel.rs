@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::Response;
 use tokio::time::{sleep, timeout};
 
-use super::{LOCAL, PIPE, Pair, client, read_all, request};
+use super::{LOCAL, NOTHING, PIPE, Pair, client, read_all, request};
 use crate::hbone::{Loss, SEND_BUFFER, STREAM_WINDOW, TunnelError, TunnelReceiver, TunnelSender, link::Link};
 
 async fn halves(pair: &mut Pair) -> ((TunnelSender, TunnelReceiver), (TunnelSender, TunnelReceiver)) {
@@ -299,7 +299,7 @@ async fn a_send_that_is_given_up_keeps_no_room_from_others() {
     tokio::spawn(connection);
     let link = Link::new();
     let open = async || {
-        let tunnel = client::request(requests.clone(), link.lease(), &request(LOCAL)).await;
+        let tunnel = client::request(requests.clone(), link.lease(), (&request(LOCAL), NOTHING)).await;
         tunnel.unwrap().split()
     };
     let ((mut first, _a), (mut second, _b), (mut third, _c)) = (open().await, open().await, open().await);
