@@ -241,7 +241,8 @@ impl Pool {
                 Place::Open { id, link, done } => {
                     let ticket = Ticket::new(&self.0, id, done);
                     let dial = dial.take().ok_or(Unplaced::NoDial)?;
-                    return Ok(ticket.open(key, svid, dial, link).await?);
+                    // Apart from the caller's future, which lives as long as its tunnel: this is far larger, and most need it never.
+                    return Ok(Box::pin(ticket.open(key, svid, dial, link)).await?);
                 }
                 Place::Wait(mut done) => {
                     let outcome = timeout_at(deadline, done.wait_for(Outcome::is_known)).await;
