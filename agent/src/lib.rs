@@ -17,6 +17,7 @@ pub mod control;
 pub mod enroll;
 pub mod hbone;
 pub mod identity;
+pub mod memory;
 pub mod mesh;
 pub mod proxy;
 pub mod run_directory;
@@ -62,9 +63,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let svids = SvidStore::with_trust(ca, revocation.trust());
     svids.register(&mut registry);
     identity::CertificateMetrics::register(&mut registry, svids.clone());
-    let workers =
-        proxy::Workers::start(args.threads.map_or_else(threads, usize::from), &hbone::PoolConfig::default())
-            .context("starting the threads that carry connections (--threads)")?;
+    let threads = proxy::Threads {
+        count: args.threads.map_or_else(threads, usize::from),
+        busy_poll: Duration::from_micros(args.busy_poll.into()),
+    };
+    let workers = proxy::Workers::start(threads, &hbone::PoolConfig::default())
+        .context("starting the threads that carry connections (--threads)")?;
     workers.handshakes().register(&mut registry);
 
     // clap's `requires` takes a flag that is not given for one that is.
@@ -92,6 +96,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     }
     let capture = Arc::new(succession::take_node(&args, &socket).await?);
     tokio::spawn(capture.clone().follow_pod_cgroups());
+    tokio::spawn(memory::keep_code_small());
     let admin_listener = succession::bind_admin(&args)
         .await
         .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;

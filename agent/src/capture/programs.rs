@@ -23,6 +23,7 @@ use super::{
     sys,
     tables::{self, Tables},
 };
+use crate::memory;
 
 /// The object that `build.rs` made of `agent-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
@@ -87,7 +88,7 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&P
     };
     let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
     let mptcp_sock = supported(BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
-    sys::keep_heaps_short();
+    memory::keep_heaps_short();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SLOT", &slot, true)
@@ -104,7 +105,7 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&P
     let loaded = loader.load(OBJECT);
     // It has parsed the kernel's whole BTF, some 20 MB, which malloc would keep.
     drop(loader);
-    sys::trim_heap();
+    memory::trim_heap();
     Ok(loaded?)
 }
 

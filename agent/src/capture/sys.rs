@@ -27,34 +27,6 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// `NS_GET_NSTYPE` of <linux/nsfs.h>: `_IO(0xb7, 0x3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
-/// Gives memory that has been freed back to the kernel (malloc_trim(3)), where the C library is one that keeps it.
-pub(super) fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer, and may be called by any thread at any time.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Has the C library give back what is free at the end of any thread's heap. malloc_trim(3) does that for the first heap
-/// alone; of the others it is kept up to a threshold, which glibc raises to twice the largest block that was ever freed
-/// (mallopt(3)): the kernel's BTF has several MB.
-///
-/// A threshold that is set no longer adapts, and neither does the size from which a block is a mapping of its own: a
-/// buffer of a bulk transfer would be mapped, faulted in and unmapped for each read, half of the transfer's cost.
-pub(super) fn keep_heaps_short() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer, and may be called by any thread at any time.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, HEAP_THRESHOLD);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_THRESHOLD);
-    }
-}
-
-/// Bytes: several times the largest buffer of a connection, a fraction of what an agent needs at all.
-#[cfg(target_env = "gnu")]
-const HEAP_THRESHOLD: libc::c_int = 1024 * 1024;
-
 /// Opens what is pinned at a path.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;

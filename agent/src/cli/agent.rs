@@ -87,6 +87,11 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 
+    /// For how many microseconds such a thread looks for more before it sleeps, while what it carries comes that closely; it
+    /// yields its processor to others meanwhile. 0: not at all.
+    #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", default_value = "100", value_parser = clap::value_parser!(u16).range(..=1000))]
+    pub busy_poll: u16,
+
     /// The access log, one line a connection, on the standard output.
     #[arg(long, env = "CULVERT_ACCESS_LOG", value_name = "FORMAT", default_value = "text")]
     pub access_log: AccessLogFormat,

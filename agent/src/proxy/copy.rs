@@ -19,6 +19,7 @@ use nix::{errno::Errno, sys::socket::MsgFlags};
 use prometheus_client::metrics::counter::Counter;
 use tokio::{io::Interest, net::TcpStream};
 
+use super::busy_poll;
 use crate::{
     capture,
     hbone::{Finished, FirstBytes, TunnelError, TunnelReceiver, TunnelSender},
@@ -180,6 +181,7 @@ async fn pump(
             error = source.broken() => return Err(error),
         }
         meter.add(bytes);
+        busy_poll::moved();
     }
 }
 

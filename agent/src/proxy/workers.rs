@@ -15,6 +15,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread,
+    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -24,7 +25,17 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::busy_poll;
 use crate::hbone::{Handshakes, Pool, PoolConfig, PoolKey, PoolStats};
+
+/// Which threads there are to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Threads {
+    /// How many; at least one is made.
+    pub count: usize,
+    /// How long a thread looks for more before it sleeps, while what it moves comes that closely; not at all where zero.
+    pub busy_poll: Duration,
+}
 
 /// The threads. Cheap to clone; they end with the last clone.
 #[derive(Clone)]
@@ -70,17 +81,21 @@ thread_local! {
 }
 
 impl Workers {
-    /// Starts `count` threads, each with its share of the pool's connections.
+    /// Starts the threads, each with its share of the pool's connections.
     ///
     /// # Errors
     /// Where there can be no more threads or descriptors.
-    pub fn start(count: usize, config: &PoolConfig) -> io::Result<Self> {
+    pub fn start(threads: Threads, config: &PoolConfig) -> io::Result<Self> {
+        let Threads { count, busy_poll } = threads;
         let count = count.max(1);
         let config = PoolConfig { max_connections: config.max_connections.div_ceil(count), ..config.clone() };
         let (end, handshakes) = (CancellationToken::new(), Handshakes::default());
         let workers: io::Result<Box<[_]>> = (0..count)
             .map(|index| {
                 let runtime = spawn(index, end.clone())?;
+                if !busy_poll.is_zero() {
+                    runtime.spawn(busy_poll::run(busy_poll));
+                }
                 let pool = Pool::new(config.clone(), handshakes.clone());
                 Ok(Worker { runtime, pool, load: Arc::default() })
             })
@@ -193,6 +208,8 @@ impl Arrival {
 
 impl Load {
     fn of(worker: &Worker) -> Self {
+        // Its first bytes are near.
+        busy_poll::moved();
         worker.load.fetch_add(1, Relaxed);
         Self(worker.load.clone())
     }
@@ -221,6 +238,8 @@ mod tests {
 
     use super::*;
 
+    const TWO: Threads = Threads { count: 2, busy_poll: Duration::ZERO };
+
     async fn connection() -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
@@ -240,7 +259,7 @@ mod tests {
     }
 
     async fn placed(count: usize, balance: Balance) -> Vec<usize> {
-        let workers = Workers::start(2, &PoolConfig::default()).unwrap();
+        let workers = Workers::start(TWO, &PoolConfig::default()).unwrap();
         let here = workers.clone();
         let kept = on_first(&workers, async move {
             let mut kept = Vec::new();
@@ -266,7 +285,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_has_moved_works_on_its_new_thread() {
-        let workers = Workers::start(2, &PoolConfig::default()).unwrap();
+        let workers = Workers::start(TWO, &PoolConfig::default()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let client = TcpStream::connect(address).await.unwrap();
@@ -284,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_threads_end_with_the_last_clone() {
-        let workers = Workers::start(2, &PoolConfig::default()).unwrap();
+        let workers = Workers::start(TWO, &PoolConfig::default()).unwrap();
         let task = workers.0.workers[1].runtime.spawn(std::future::pending::<()>());
         drop(workers);
         assert!(task.await.unwrap_err().is_cancelled());

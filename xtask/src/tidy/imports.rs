@@ -15,7 +15,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("sandbox", &["mesh", "run_directory"]),
     // The protocol between the CNI plugin, the agent and the API server, and the plugin's place in the node's configuration.
     ("cni", &["mesh", "sandbox", "apiserver", "run_directory"]),
-    ("capture", &["mesh", "sandbox", "run_directory"]),
+    ("capture", &["mesh", "memory", "sandbox", "run_directory"]),
     ("hbone", &["mesh", "identity"]),
     ("proxy", &["mesh", "identity", "hbone", "capture", "shutdown"]),
     ("enroll", &["mesh", "identity", "capture", "proxy", "sandbox"]),
@@ -41,6 +41,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     ("shutdown", &[]),
     ("run_directory", &[]),
+    ("memory", &[]),
 ];
 
 /// The modules that put the others together, and may import them all.
