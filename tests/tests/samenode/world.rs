@@ -36,8 +36,7 @@ impl World {
         let other = pod("other").start().unwrap();
         let server = pod("server").label("app", "server").start().unwrap();
         let service = mesh.service("server").select("app", "server").port(80, PORT).apply().unwrap();
-        let agent = args(&mesh).into_iter().fold(mesh.agent("node-a"), |agent, arg| agent.arg(arg));
-        let agent = agent.start().unwrap();
+        let agent = mesh.agent("node-a").args(args(&mesh)).start().unwrap();
         agent.wait_ready().unwrap();
         Self { client, other, server, service, agent, mesh }
     }
