@@ -100,19 +100,12 @@ pub(crate) fn wait_reset(stream: &mut TcpStream) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-/// Opens a connection that is to be reset without an answer, and returns the client's address.
+/// Opens a connection that is to be reset without an answer.
 #[track_caller]
-pub(crate) fn wait_refused(pod: &Pod, target: SocketAddr) -> Option<SocketAddr> {
+pub(crate) fn wait_refused(pod: &Pod, target: SocketAddr) {
     // The reset may be quicker than the return of `connect`.
     match pod.connect(target) {
-        Ok(mut stream) => {
-            let client = stream.local_addr().unwrap();
-            wait_reset(&mut stream);
-            Some(client)
-        }
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-            None
-        }
+        Ok(mut stream) => wait_reset(&mut stream),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
     }
 }
