@@ -8,6 +8,13 @@ use std::{
 
 use anyhow::{Context, Result};
 
+/// Writes `content` beside `file`, and renames it into its place.
+pub(crate) fn replace(file: &Path, content: &[u8]) -> Result<()> {
+    let new = file.with_extension("new");
+    fs::write(&new, content).with_context(|| format!("writing {}", new.display()))?;
+    fs::rename(&new, file).with_context(|| format!("renaming to {}", file.display()))
+}
+
 /// A directory of manifests. Files are written beside it and renamed into it.
 #[derive(Debug)]
 pub(crate) struct Manifests {

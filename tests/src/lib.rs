@@ -29,6 +29,7 @@ mod capture;
 mod certificate;
 pub mod cluster;
 mod files;
+mod held;
 pub mod http;
 pub mod image;
 mod interrupt;

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     AgentBuilder, Capture, CertificateBuilder, NetNs, Node, PodBuilder, Process, ServiceBuilder, agent,
     certificate,
-    files::Manifests,
+    files::{self, Manifests},
     interrupt,
     ip::batch,
     manifest::{MESH_LABEL, NamespaceManifest, PodManifest, ServiceManifest},
@@ -108,9 +108,10 @@ impl Mesh {
         CertificateBuilder::new(Arc::clone(&self.shared), ca, identity)
     }
 
-    /// A revocation list in PEM, by the authority in the directory `ca`, of certificates by their serial numbers.
-    pub fn revocation_list(&self, ca: &Path, serials: &[String]) -> Result<Vec<u8>> {
-        certificate::revocation_list(&self.shared, ca, serials)
+    /// Puts a list of revoked certificates, by their serial numbers, in place of the one in `file`, at once and whole.
+    pub fn revoke(&self, file: &Path, serials: &[String]) -> Result<()> {
+        let list = certificate::revocation_list(&self.shared, &self.ca()?, serials)?;
+        files::replace(file, &list)
     }
 
     /// A node by its name.

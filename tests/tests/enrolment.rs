@@ -29,7 +29,7 @@ impl World {
 
     fn with(args: &[&str]) -> Self {
         let mesh = Mesh::new().unwrap();
-        let start = |node| args.iter().fold(mesh.agent(node), |agent, arg| agent.arg(*arg)).start().unwrap();
+        let start = |node| mesh.agent(node).args(args).start().unwrap();
         let (a, b) = (start("node-a"), start("node-b"));
         a.wait_ready().unwrap();
         b.wait_ready().unwrap();

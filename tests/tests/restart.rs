@@ -31,10 +31,7 @@ impl World {
         let mesh = Mesh::new().unwrap();
         let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
         let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
-        let start = |node| {
-            let agent = agent_args.iter().fold(mesh.agent(node), |agent, arg| agent.arg(*arg));
-            agent.start().unwrap()
-        };
+        let start = |node| mesh.agent(node).args(agent_args).start().unwrap();
         let (a, b) = (start("node-a"), start("node-b"));
         a.wait_ready().unwrap();
         b.wait_ready().unwrap();

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{ErrorKind, Write},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc,
 };
 
@@ -14,32 +14,9 @@ use serde_json::Value;
 
 const PORT: u16 = 8080;
 
-/// What the agent's own dump says of its certificate for a service account.
-fn certificate(agent: &Agent, account: &str) -> Value {
-    let dump = agent.get_private("/config_dump").unwrap().body;
-    assert!(!dump.contains("PRIVATE KEY"), "a key in the dump");
-    let dump: Value = serde_json::from_str(&dump).unwrap();
-    let certificates = dump["certificates"].as_array().unwrap().clone();
-    let identity = format!("spiffe://cluster.local/ns/default/sa/{account}");
-    let held = certificates.into_iter().find(|held| held["identity"] == identity).expect("an identity");
-    held["certificate"].clone()
-}
-
-fn serial(agent: &Agent, account: &str) -> String {
-    certificate(agent, account)["serial"].as_str().unwrap().to_owned()
-}
-
-/// Puts a list of revoked certificates in place of the one before, at once and whole.
-fn revoke(mesh: &Mesh, file: &Path, serials: &[String]) {
-    let list = mesh.revocation_list(&mesh.ca().unwrap(), serials).unwrap();
-    let new = file.with_extension("new");
-    fs::write(&new, list).unwrap();
-    fs::rename(new, file).unwrap();
-}
-
 fn lists(mesh: &Mesh, name: &str) -> PathBuf {
     let file = mesh.directory().join(name);
-    revoke(mesh, &file, &[]);
+    mesh.revoke(&file, &[]).unwrap();
     file
 }
 
@@ -115,8 +92,8 @@ fn revoked_certificates_end_open_connections_and_open_no_others() {
     let (mut cut, mut kept) = (open(&client, target), open(&control, target));
 
     // The server's side finds the client's certificate revoked.
-    let revoked = serial(&a, "client");
-    revoke(&mesh, &at_b, std::slice::from_ref(&revoked));
+    let revoked = a.serial("client").unwrap();
+    mesh.revoke(&at_b, std::slice::from_ref(&revoked)).unwrap();
     reset(&mut cut);
     let (peer, end) = ended.recv_timeout(PATIENCE).unwrap();
     assert_eq!((peer.ip(), end), (client.ipv4(), Some(ErrorKind::ConnectionReset)));
@@ -136,14 +113,14 @@ fn revoked_certificates_end_open_connections_and_open_no_others() {
     tcp::ping(&mut kept, "the control goes on").unwrap();
 
     // The remedy: its own agent learns of it too, and has it replaced.
-    revoke(&mesh, &at_a, std::slice::from_ref(&revoked));
-    eventually(PATIENCE, || serial(&a, "client") != revoked);
+    mesh.revoke(&at_a, std::slice::from_ref(&revoked)).unwrap();
+    eventually(PATIENCE, || a.serial("client").unwrap() != revoked);
     open(&client, target);
     tcp::ping(&mut kept, "and on").unwrap();
 
     // The client's side finds the server's certificate revoked.
-    let server_serial = serial(&b, "server");
-    revoke(&mesh, &at_a, std::slice::from_ref(&server_serial));
+    let server_serial = b.serial("server").unwrap();
+    mesh.revoke(&at_a, std::slice::from_ref(&server_serial)).unwrap();
     reset(&mut kept);
     record(&a, &control, "that it was made with was revoked");
     for word in ["a connection to a peer ends", &server_serial] {
@@ -172,7 +149,9 @@ fn no_connection_outlives_its_certificate_and_the_next_has_a_renewed_one() {
     let (_echo, ended) = serve(&server);
     let target = server.at_v4(PORT);
 
-    let expiries = || [certificate(&a, "client"), certificate(&b, "server")].map(|c| c["notAfter"].clone());
+    let expiries = || {
+        [a.certificate("client").unwrap(), b.certificate("server").unwrap()].map(|c| c["notAfter"].clone())
+    };
     // Renewed while the connection was opened, either may be what it has.
     let before = expiries();
     let mut stream = open(&client, target);

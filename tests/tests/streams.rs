@@ -3,7 +3,7 @@
 //!
 //! # The bound
 //! A stream whose reader stalls holds, in the agent of the reader, the window (1 MiB), and in the agent of the writer
-//! the send buffer (512 KiB) and one read (256 KiB); see `hbone`'s documentation. [`STREAM_BOUND`] is the larger one
+//! the send buffer (512 KiB) and one read (64 KiB); see `hbone`'s documentation. [`STREAM_BOUND`] is the larger one
 //! with what allocation costs.
 
 use std::{
@@ -41,8 +41,7 @@ impl World {
         let mesh = Mesh::new().unwrap();
         let client = mesh.pod("client").on("node-a").enrolled().start().unwrap();
         let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
-        let agent = |node| args.iter().fold(mesh.agent(node), |agent, arg| agent.arg(arg));
-        let agents = ["node-a", "node-b"].map(|node| agent(node).start().unwrap());
+        let agents = ["node-a", "node-b"].map(|node| mesh.agent(node).args(args).start().unwrap());
         agents.iter().for_each(|agent| agent.wait_ready().unwrap());
         Self { client, server, agents, mesh }
     }

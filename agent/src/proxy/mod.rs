@@ -29,6 +29,7 @@ mod fixtures;
 mod inbound;
 mod listener;
 mod local;
+mod measure;
 mod metrics;
 mod outbound;
 mod outcome;
@@ -43,6 +44,7 @@ mod workers;
 
 pub use access_log::AccessLogFormat;
 pub use context::{Config, Context};
+pub use measure::carry;
 pub use metrics::Metrics;
 pub use pod::Pod;
 pub use pods::Unenforced;

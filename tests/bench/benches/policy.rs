@@ -1,4 +1,5 @@
-//! The cost of one decision. It is to grow with the policies of the pod in question, and with nothing else.
+//! The cost of one decision: `cargo bench -p bench --bench policy`. It is to grow with the policies of the pod in question,
+//! and with nothing else.
 
 use bench::World;
 use criterion::{Bencher, BenchmarkId, Criterion, criterion_group, criterion_main};

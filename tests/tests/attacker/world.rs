@@ -35,8 +35,7 @@ impl World {
         let server = mesh.pod("server").on("node-b").enrolled().service_account("server");
         let (victim, server) = (victim.start().unwrap(), server.start().unwrap());
         let echo = server.serve(PORT, tcp::echo).unwrap();
-        let [a, b] = ["node-a", "node-b"]
-            .map(|node| args.iter().fold(mesh.agent(node), |agent, arg| agent.arg(*arg)).start().unwrap());
+        let [a, b] = ["node-a", "node-b"].map(|node| mesh.agent(node).args(args).start().unwrap());
         a.wait_ready().unwrap();
         b.wait_ready().unwrap();
         Self { mesh, victim, server, echo, a, b }

@@ -71,8 +71,7 @@ impl World {
         let server = mesh.pod("server").on("node-b").enrolled().start().unwrap();
         let echo = server.serve(8080, tcp::echo).unwrap();
         let a = mesh.agent("node-a").arg("--cni-conf-dir").arg(&node.configurations);
-        let a = a.arg("--cni-bin-dir").arg(&node.binaries);
-        let a = args.iter().fold(a, |a, arg| a.arg(arg)).start().unwrap();
+        let a = a.arg("--cni-bin-dir").arg(&node.binaries).args(args).start().unwrap();
         let b = mesh.agent("node-b").start().unwrap();
         a.wait_ready().unwrap();
         b.wait_ready().unwrap();

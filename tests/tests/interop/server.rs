@@ -38,7 +38,7 @@ impl Outbound {
         let pods = pods.collect::<Vec<_>>();
         let identity = "spiffe://cluster.local/ns/default/sa/server";
         let credentials = mesh.certificate(&mesh.ca().unwrap(), identity).issue().unwrap();
-        let agent = args.iter().fold(mesh.agent("node-a"), |agent, arg| agent.arg(arg)).start().unwrap();
+        let agent = mesh.agent("node-a").args(args).start().unwrap();
         agent.wait_ready().unwrap();
         Self { client, agent, pods, credentials, mesh }
     }

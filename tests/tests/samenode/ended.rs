@@ -1,9 +1,8 @@
 //! Connections that live while something changes that they depend on: policy, a certificate, a pod.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::net::SocketAddr;
 
-use lab::{Agent, Mesh, PATIENCE, Pod, eventually, tcp};
-use serde_json::Value;
+use lab::{PATIENCE, Pod, eventually, tcp};
 
 use crate::world::{PORT, World, open, wait_reset};
 
@@ -44,32 +43,12 @@ fn a_change_of_policy_cuts_what_it_permits_no_longer_and_nothing_else() {
     world.assert_no_tunnel();
 }
 
-/// What the agent's own dump says of its certificate for a service account.
-fn certificate(agent: &Agent, account: &str) -> Value {
-    let dump: Value = serde_json::from_str(&agent.get_private("/config_dump").unwrap().body).unwrap();
-    let identity = format!("spiffe://cluster.local/ns/default/sa/{account}");
-    let certificates = dump["certificates"].as_array().unwrap();
-    certificates.iter().find(|held| held["identity"] == identity).expect("an identity")["certificate"].clone()
-}
-
-fn serial(agent: &Agent, account: &str) -> String {
-    certificate(agent, account)["serial"].as_str().unwrap().to_owned()
-}
-
-/// Puts a list of revoked certificates in place of the one before, at once and whole.
-fn revoke(mesh: &Mesh, file: &Path, serials: &[String]) {
-    let list = mesh.revocation_list(&mesh.ca().unwrap(), serials).unwrap();
-    let new = file.with_extension("new");
-    fs::write(&new, list).unwrap();
-    fs::rename(new, file).unwrap();
-}
-
 #[test]
 fn a_revoked_certificate_of_either_end_cuts_its_connections_and_no_others() {
     let mut lists = None;
     let world = World::with(|mesh| {
         let file = mesh.directory().join("lists.pem");
-        revoke(mesh, &file, &[]);
+        mesh.revoke(&file, &[]).unwrap();
         let args = vec!["--crl".to_owned(), file.display().to_string()];
         lists = Some(file);
         args
@@ -80,8 +59,8 @@ fn a_revoked_certificate_of_either_end_cuts_its_connections_and_no_others() {
     let (mut cut, mut kept) = (open(client, server.at(PORT)), open(other, server.at(PORT)));
     let address = cut.local_addr().unwrap();
 
-    let mut revoked = vec![serial(agent, "client")];
-    revoke(mesh, &lists, &revoked);
+    let mut revoked = vec![agent.serial("client").unwrap()];
+    mesh.revoke(&lists, &revoked).unwrap();
     wait_reset(&mut cut);
     eventually(PATIENCE, || echo.open() == 1);
     assert_eq!(reasons(&world, address), ["bad_certificate", "bad_certificate"]);
@@ -89,7 +68,7 @@ fn a_revoked_certificate_of_either_end_cuts_its_connections_and_no_others() {
     assert!(says.contains("the peer's certificate that it was made with was revoked"), "{says}");
     eventually(PATIENCE, || agent.logs().contains("the connections of two pods of this node end"));
     // The agent has it replaced.
-    eventually(PATIENCE, || serial(agent, "client") != revoked[0]);
+    eventually(PATIENCE, || agent.serial("client").unwrap() != revoked[0]);
     eventually(PATIENCE, || {
         let mut stream = client.connect(server.at(PORT)).map_err(|error| error.to_string())?;
         tcp::ping(&mut stream, "with a new one").map_err(|error| error.to_string())
@@ -97,8 +76,8 @@ fn a_revoked_certificate_of_either_end_cuts_its_connections_and_no_others() {
     tcp::ping(&mut kept, "the other goes on").unwrap();
 
     let address = kept.local_addr().unwrap();
-    revoked.push(serial(agent, "server"));
-    revoke(mesh, &lists, &revoked);
+    revoked.push(agent.serial("server").unwrap());
+    mesh.revoke(&lists, &revoked).unwrap();
     wait_reset(&mut kept);
     assert_eq!(reasons(&world, address), ["bad_certificate", "bad_certificate"]);
     world.assert_no_tunnel();

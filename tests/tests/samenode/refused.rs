@@ -5,10 +5,10 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use lab::{PATIENCE, eventually, tcp};
+use lab::{AccessRecord, PATIENCE, eventually, tcp};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
-use crate::world::{PORT, World, open, wait_refused, wait_reset};
+use crate::world::{PORT, World, open, wait_refused};
 
 #[test]
 fn policy_refuses_before_the_application_sees_anything() {
@@ -18,9 +18,9 @@ fn policy_refuses_before_the_application_sees_anything() {
     let from =
         format!("{{source: {{principals: [{:?}]}}}}", client.identity().trim_start_matches("spiffe://"));
     world.apply("lockdown", &format!("{{action: DENY, rules: [{{from: [{from}]}}]}}"));
-    let mut stream = client.connect(server.at(PORT)).unwrap();
-    let address = stream.local_addr().unwrap();
-    wait_reset(&mut stream);
+    wait_refused(client, server.at(PORT));
+    // A client whose `connect` was reset does not know its address; this is the only connection.
+    let address = eventually(PATIENCE, || agent.access_log().iter().find_map(AccessRecord::source));
     let [source, destination] = world.lines(address);
     assert_eq!(source.reason().as_deref(), Some("peer_denied"), "{source:?}");
     assert_eq!(destination.reason().as_deref(), Some("policy_denied"), "{destination:?}");

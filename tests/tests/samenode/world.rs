@@ -36,8 +36,7 @@ impl World {
         let other = pod("other").start().unwrap();
         let server = pod("server").label("app", "server").start().unwrap();
         let service = mesh.service("server").select("app", "server").port(80, PORT).apply().unwrap();
-        let agent = args(&mesh).into_iter().fold(mesh.agent("node-a"), |agent, arg| agent.arg(arg));
-        let agent = agent.start().unwrap();
+        let agent = mesh.agent("node-a").args(args(&mesh)).start().unwrap();
         agent.wait_ready().unwrap();
         Self { client, other, server, service, agent, mesh }
     }
@@ -101,19 +100,12 @@ pub(crate) fn wait_reset(stream: &mut TcpStream) {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-/// Opens a connection that is to be reset without an answer, and returns the client's address.
+/// Opens a connection that is to be reset without an answer.
 #[track_caller]
-pub(crate) fn wait_refused(pod: &Pod, target: SocketAddr) -> Option<SocketAddr> {
+pub(crate) fn wait_refused(pod: &Pod, target: SocketAddr) {
     // The reset may be quicker than the return of `connect`.
     match pod.connect(target) {
-        Ok(mut stream) => {
-            let client = stream.local_addr().unwrap();
-            wait_reset(&mut stream);
-            Some(client)
-        }
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-            None
-        }
+        Ok(mut stream) => wait_reset(&mut stream),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
     }
 }

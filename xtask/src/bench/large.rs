@@ -1,6 +1,6 @@
 //! A large mesh around the pods that are measured: pods and policies that no connection of theirs has to do with.
 
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use lab::Mesh;
@@ -35,16 +35,13 @@ fn file(first: u32) -> String {
 fn pod(number: u32) -> String {
     let [node, team] = [number / PODS_PER_NODE, number / PODS_PER_NAMESPACE];
     let address = Ipv4Addr::from_bits(u32::from_be_bytes([100, 64, 0, 0]) + number);
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
+    format!(
         "---\napiVersion: v1\nkind: Pod\n\
          metadata: {{name: p-{number}, namespace: team-{team}, uid: large-{number}, \
          labels: {{app: a-{number}, culvert.dev/mesh: enabled}}, annotations: {{culvert.dev/enrolled: 'true'}}}}\n\
          spec: {{nodeName: large-{node}, serviceAccountName: a-{number}, containers: [{{name: app, image: app}}]}}\n\
-         status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}"
-    );
-    text
+         status: {{phase: Running, podIP: {address}, podIPs: [{{ip: {address}}}]}}\n"
+    )
 }
 
 fn policy(number: u32) -> String {

@@ -6,7 +6,6 @@
 //!
 //! Programs are built by the user and only run by root, so that no file in the checkout comes to belong to root.
 
-mod again;
 mod fuzz;
 mod programs;
 mod tally;
@@ -16,7 +15,6 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use self::{
-    again::Again,
     programs::{Program, Programs},
     tally::Tally,
 };
@@ -59,6 +57,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         eprintln!("error: {error:#}");
         tally.fail();
     }
+    for name in tally.unsteady() {
+        println!("\nUNSTEADY: {name} failed, and passed by itself: its first failure is above");
+    }
     // Alone on its line: machines read it too.
     println!("\n{tally}");
     tally.verdict()
@@ -81,10 +82,9 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     heading("build");
     let programs = Programs::build()?;
-    let mut again = Again::default();
     if all || options.unit {
         heading("unit");
-        run_unit(&programs, options, tally, &mut again)?;
+        run_unit(&programs, options, tally)?;
     }
     if all || options.fuzz {
         heading("fuzz");
@@ -92,45 +92,40 @@ fn run_parts(options: &Options, tally: &mut Tally) -> Result<()> {
     }
     if let Some(root) = root {
         heading("privileged");
-        run_privileged(root, &programs, options, tally, &mut again)?;
+        run_privileged(root, &programs, options, tally)?;
     }
     if all || options.vm {
-        run_vms(&programs.for_vm()?, options, tally, &mut again);
+        run_vms(&programs.for_vm()?, options, tally)?;
     }
     Ok(())
 }
 
-fn run_unit(programs: &Programs, options: &Options, tally: &mut Tally, again: &mut Again) -> Result<()> {
+fn run_unit(programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
     for program in programs.units() {
         let command = || {
             let mut command = Command::new(&program.path);
             command.arg(format!("--test-threads={UNIT_THREADS}"));
-            Ok(command)
+            command
         };
-        tally.merge(&run_program(program, command, options, again)?);
+        run_program(program, command, options, tally)?;
     }
     Ok(())
 }
 
 /// Runs the suites one after the other: they share the machine's one kernel.
-fn run_privileged(
-    root: Root,
-    programs: &Programs,
-    options: &Options,
-    tally: &mut Tally,
-    again: &mut Again,
-) -> Result<()> {
+fn run_privileged(root: Root, programs: &Programs, options: &Options, tally: &mut Tally) -> Result<()> {
+    let variables = programs.variables()?;
     let mut any = false;
     for program in programs.suites() {
         any = true;
         let command = || {
-            let mut command = root.command("timeout", &programs.variables()?);
+            let mut command = root.command("timeout", &variables);
             // `--foreground` keeps Ctrl-C working.
             command.args(["--foreground", "--kill-after=10", SUITE_LIMIT]).arg(&program.path);
             command.arg(format!("--test-threads={SUITE_THREADS}"));
-            Ok(command)
+            command
         };
-        tally.merge(&run_program(program, command, options, again)?);
+        run_program(program, command, options, tally)?;
     }
     if !any {
         bail!("there is no privileged suite: tests/tests holds none");
@@ -141,13 +136,13 @@ fn run_privileged(
 /// Runs a program by `command`, and what failed once more.
 fn run_program(
     program: &Program,
-    command: impl Fn() -> Result<Command>,
+    command: impl Fn() -> Command,
     options: &Options,
-    again: &mut Again,
-) -> Result<Tally> {
+    tally: &mut Tally,
+) -> Result<()> {
     println!("\n{program}");
-    let seen = run_once(program, command()?.args(&options.filter))?;
-    again.settle(&program.to_string(), seen, |names| run_once(program, command()?.arg("--exact").args(names)))
+    let seen = run_once(program, command().args(&options.filter))?;
+    tally.settle(&program.to_string(), seen, |names| run_once(program, command().arg("--exact").args(names)))
 }
 
 fn run_once(program: &Program, command: &mut Command) -> Result<Tally> {
@@ -162,20 +157,17 @@ fn run_once(program: &Program, command: &mut Command) -> Result<Tally> {
     Ok(seen)
 }
 
-fn run_vms(programs: &vm::Programs, options: &Options, tally: &mut Tally, again: &mut Again) {
+fn run_vms(programs: &vm::Programs, options: &Options, tally: &mut Tally) -> Result<()> {
     for kernel in vm::Kernel::ALL {
         heading(&format!("kernel {kernel}"));
         let seen = run_vm(kernel, programs, options.filter.as_deref());
-        let settled = again.settle(&format!("kernel {kernel}"), seen, |names| {
+        tally.settle(&format!("kernel {kernel}"), seen, |names| {
             let mut seen = Tally::default();
             names.iter().for_each(|name| seen.merge(&run_vm(kernel, programs, Some(name))));
             Ok(seen)
-        });
-        match settled {
-            Ok(settled) => tally.merge(&settled),
-            Err(_) => tally.fail(),
-        }
+        })?;
     }
+    Ok(())
 }
 
 fn run_vm(kernel: vm::Kernel, programs: &vm::Programs, filter: Option<&str>) -> Tally {
