@@ -32,7 +32,8 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     let opened = tokio::select! {
         biased;
         ended = pod.ended(&context) => Err(ended.into()),
-        opened = open(&context, &pod, stream, peer) => opened,
+        // Apart from this future, which lives as long as the tunnel: the handshake takes far more than what comes after it.
+        opened = Box::pin(open(&context, &pod, stream, peer)) => opened,
     };
     match opened {
         Ok(tunnel) => drive(context, pod, tunnel, peer).await,

@@ -74,9 +74,10 @@ async fn carry<'a>(
                 let ends = (source, peer);
                 let account = local::account(context, &held, ends, (authority, outcome));
                 let far = far.insert(Box::new(account));
+                // Apart from this future, of which tunnels then need the half.
                 let carried =
-                    local::carry(context, &held, svid, (stream, peer), (outcome, far), authority).await;
-                return carried.map_err(|error| OutboundError::Local(destination, error));
+                    Box::pin(local::carry(context, &held, svid, (stream, peer), (outcome, far), authority));
+                return carried.await.map_err(|error| OutboundError::Local(destination, error));
             }
             let tunnel = tunnel(context, pod, (source, svid), (peer, &mut near.0), to).await?;
             outcome.opened(true);

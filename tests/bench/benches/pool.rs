@@ -78,7 +78,8 @@ impl Stage {
             stream.set_nodelay(true)?;
             Ok(stream)
         };
-        let tunnel = pool.connect(key, Arc::clone(&self.svid), dial, (request, &mut ())).await.expect("a tunnel");
+        let tunnel =
+            pool.connect(key, Arc::clone(&self.svid), dial, (request, &mut ())).await.expect("a tunnel");
         let (sender, mut receiver) = tunnel.split();
         sender.finish();
         assert!(receiver.recv().await.is_none(), "something came");
