@@ -96,7 +96,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     }
     let capture = Arc::new(succession::take_node(&args, &socket).await?);
     tokio::spawn(capture.clone().follow_pod_cgroups());
-    tokio::spawn(memory::keep_code_small());
+    tokio::spawn(memory::keep_program_small());
     let admin_listener = succession::bind_admin(&args)
         .await
         .with_context(|| format!("binding the admin address {} (--admin)", args.admin))?;

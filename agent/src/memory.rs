@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "raw library and system calls")]
 
-use std::{fs, io, time::Duration};
+use std::{io, ops::Range, ptr, time::Duration};
 
 /// Gives memory that has been freed back to the kernel (malloc_trim(3)), where the C library is one that keeps it.
 pub fn trim_heap() {
@@ -32,28 +32,25 @@ pub fn keep_heaps_short() {
 #[cfg(target_env = "gnu")]
 const HEAP_THRESHOLD: libc::c_int = 1024 * 1024;
 
-/// Lets go of the program's own code now and then, for ever. Most of it ran once, at the start or for a new pod; what runs
-/// is mapped again as it is called, from the page cache, some 64 KiB at a time.
-pub async fn keep_code_small() {
+/// Lets go of the program's own code and constants now and then, for ever. Most of them served once, at the start or for a
+/// new pod; what is needed again is mapped again from the page cache, some 64 KiB at a time.
+pub async fn keep_program_small() {
     loop {
-        tokio::time::sleep(CODE_INTERVAL).await;
-        if let Err(error) = release_code() {
-            tracing::debug!(%error, "the program's code stays mapped");
+        tokio::time::sleep(INTERVAL).await;
+        if let Err(error) = release_program() {
+            tracing::debug!(%error, "the program stays mapped");
         }
     }
 }
 
-const CODE_INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_secs(15);
 
-fn release_code() -> io::Result<()> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
-    let program = fs::read_link("/proc/self/exe")?;
-    let program = program.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
-    for (start, length) in code(&maps, program) {
-        // SAFETY: the mapping is of a file and never written to, so the kernel reads the same bytes again when they are next
-        // run. A file that runs cannot be written to (ETXTBSY).
+fn release_program() -> io::Result<()> {
+    for Range { start, end } in read_only_segments() {
+        // SAFETY: these pages are of a file, and nobody can have written to them, so the kernel reads the same bytes again
+        // when they are next used. A file that runs cannot be written to either (ETXTBSY).
         let result = unsafe {
-            libc::madvise(std::ptr::with_exposed_provenance_mut(start), length, libc::MADV_DONTNEED)
+            libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED)
         };
         if result != 0 {
             return Err(io::Error::last_os_error());
@@ -62,44 +59,61 @@ fn release_code() -> io::Result<()> {
     Ok(())
 }
 
-/// Finds the mappings of the program's code (proc_pid_maps(5)), address and length: private, and executable, so never
-/// writable.
-fn code(maps: &str, program: &str) -> Vec<(usize, usize)> {
-    let address = |text: &str| usize::from_str_radix(text, 16).ok();
-    maps.lines()
-        .filter_map(|line| {
-            let (range, rest) = line.split_once(' ')?;
-            let (start, end) = range.split_once('-')?;
-            let path = rest.find('/').map(|at| &rest[at..]);
-            let is_code = rest.starts_with("r-xp ") && path == Some(program);
-            let (start, end) = (address(start)?, address(end)?);
-            is_code.then_some((start, end.checked_sub(start)?))
-        })
-        .collect()
+/// Finds where the segments of the program lie that were never writable (elf(5): without `PF_W`). What is read-only only
+/// since it was relocated (RELRO) is part of a writable one.
+fn read_only_segments() -> Vec<Range<usize>> {
+    let mut segments = Vec::new();
+    // SAFETY: the callback takes `segments` for what it is, and is called before this returns.
+    unsafe { libc::dl_iterate_phdr(Some(collect), ptr::from_mut(&mut segments).cast()) };
+    segments
 }
+
+/// Called for each object that is loaded, the program first (dl_iterate_phdr(3)): after that one it wants no more.
+unsafe extern "C" fn collect(
+    object: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    segments: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the C library gives a valid object, and what `read_only_segments` gave it.
+    let (object, segments) = unsafe { (&*object, &mut *segments.cast::<Vec<Range<usize>>>()) };
+    // SAFETY: as many headers as it says, which live as long as the object.
+    let headers = unsafe { std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+    let read_only =
+        headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0);
+    segments.extend(read_only.filter_map(|header| {
+        let start = usize::try_from(object.dlpi_addr.checked_add(header.p_vaddr)?).ok()?;
+        let end = start.checked_add(usize::try_from(header.p_memsz).ok()?)?;
+        // A segment's mapping is of whole pages, which it shares with no other.
+        Some(start / PAGE * PAGE..end.next_multiple_of(PAGE))
+    }));
+    1
+}
+
+/// The smallest page of x86-64 and arm64; where pages are larger, a range that is not of whole ones is refused (EINVAL).
+const PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn only_the_programs_own_code_is_let_go() {
-        let maps = "\
-            00400000-00500000 r--p 00000000 fe:00 7 /usr/bin/culvert\n\
-            00500000-00900000 r-xp 00100000 fe:00 7                  /usr/bin/culvert\n\
-            00900000-00a00000 r--p 00500000 fe:00 7 /usr/bin/culvert\n\
-            00a00000-00b00000 rw-p 00600000 fe:00 7 /usr/bin/culvert\n\
-            7f0000000000-7f0000100000 r-xp 00000000 fe:00 8 /usr/lib/libc.so.6\n\
-            7ffd00000000-7ffd00002000 r-xp 00000000 00:00 0 [vdso]\n";
-        assert_eq!(code(maps, "/usr/bin/culvert"), [(0x50_0000, 0x40_0000)]);
-        assert!(code(maps, "/usr/bin/other").is_empty());
+    fn what_is_let_go_is_mapped_from_the_program_and_was_never_written_to() {
+        let program = fs::read_link("/proc/self/exe").unwrap();
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let segments = read_only_segments();
+        assert!(!segments.is_empty());
+        for Range { start, .. } in segments {
+            let mapping = maps.lines().find(|line| line.starts_with(&format!("{start:x}-"))).unwrap();
+            assert!(mapping.ends_with(program.to_str().unwrap()), "{mapping}");
+            assert_eq!(mapping.as_bytes()[mapping.find(' ').unwrap() + 2], b'-', "writable: {mapping}");
+        }
     }
 
     #[test]
-    fn a_program_whose_code_was_let_go_runs_on() {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let program = fs::read_link("/proc/self/exe").unwrap();
-        assert!(!code(&maps, program.to_str().unwrap()).is_empty());
-        release_code().unwrap();
+    fn a_program_that_was_let_go_of_runs_on() {
+        release_program().unwrap();
+        assert_eq!(format!("{:?}", Duration::from_millis(1500)), "1.5s");
     }
 }
