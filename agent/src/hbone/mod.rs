@@ -28,6 +28,7 @@ mod request;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tunnel;
 
 pub use error::{ConnectError, Loss, ServeError, Stage, TunnelError};

@@ -25,12 +25,12 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError, keepalive,
     link::{Lease, Link},
     request::{self, BAGGAGE, Target},
+    tls::{self, TlsStream},
 };
 use crate::{
     identity::{Ground, Lapsed, Standing, Svid, TlsError, Usage, peer_identity, reached},
@@ -64,14 +64,14 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         // Without it a small frame may wait for the ACK of the one before.
         stream.set_nodelay(true).map_err(ServeError::Io)?;
         let ground = Ground::new(&svid, Usage::Client);
-        let tls = match TlsAcceptor::from(svid.server_config()).accept(stream).into_fallible().await {
+        let tls = match tls::accept(svid.server_config(), stream).await {
             Ok(tls) => tls,
             Err((error, stream)) => {
                 let _ = timeout(LINGER, linger(stream)).await;
                 return Err(ServeError::Tls(TlsError::from_io(&error)));
             }
         };
-        let session = tls.get_ref().1;
+        let session = tls.session();
         let peer = peer_identity(session).map_err(ServeError::Tls)?;
         if session.alpn_protocol() != Some(b"h2") {
             return Err(ServeError::Protocol("it did not offer h2 by ALPN".to_owned()));
