@@ -29,6 +29,7 @@ mod request;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tunnel;
 
 pub use client::FirstBytes;
