@@ -31,7 +31,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let session = Session::client(config, name).map_err(wrap)?;
-    run(TlsStream { socket, session }).await.map_err(|(error, _)| error)
+    run(TlsStream::new(socket, session)).await.map_err(|(error, _)| error)
 }
 
 /// Does the handshake of a server.
@@ -46,7 +46,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     match Session::server(config) {
-        Ok(session) => run(TlsStream { socket, session }).await,
+        Ok(session) => run(TlsStream::new(socket, session)).await,
         Err(error) => Err((wrap(error), socket)),
     }
 }

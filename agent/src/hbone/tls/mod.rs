@@ -16,6 +16,10 @@
 //! written, nothing more is taken from the caller, and while the caller does not take what was read, nothing more is
 //! read.
 //!
+//! # Turns
+//! Who has read 64 KiB lets the other tasks of its thread run before it reads on, also where there is more to be read: what
+//! was read is then passed on while the processor's cache has it, and the peer's window opens again meanwhile.
+//!
 //! # Records
 //! One record holds 16 KiB (RFC 8446 §5.1). What one write hands over is cut so that what fits into one record becomes
 //! one, and a long slice begins a record of its own: h2 writes the head of a frame and its payload as two slices, reads

@@ -79,6 +79,11 @@ impl Session {
         Ok(&mut room[..len])
     }
 
+    /// Returns how much waits for rustls.
+    pub(super) fn waiting(&self) -> usize {
+        self.received.len()
+    }
+
     pub(super) fn receive(&mut self, len: usize) {
         self.received.fill(len);
     }

@@ -15,9 +15,19 @@ use super::session::{Read, Session};
 pub(in crate::hbone) struct TlsStream<S> {
     pub(super) socket: S,
     pub(super) session: Session,
+    /// Bytes that the socket gave since it last had no more.
+    turn: usize,
 }
 
+/// Bytes that are read before whoever they are for must have had a turn. Who reads on for as long as there is something to
+/// read fills the window of a tunnel, and its sender waits until all of that has left the processor's cache again.
+const TURN: usize = 64 * 1024;
+
 impl<S> TlsStream<S> {
+    pub(super) fn new(socket: S, session: Session) -> Self {
+        Self { socket, session, turn: 0 }
+    }
+
     /// Returns what the handshake came to: the peer's certificates, ALPN.
     pub(in crate::hbone) fn session(&self) -> &CommonState {
         self.session.state()
@@ -45,6 +55,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         self.session.receive(received);
         outcome.map_ok(|()| received > 0)
     }
+
+    /// As [`Self::poll_receive`], in turns with the other tasks of the thread.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = self.session.waiting();
+        let outcome = self.poll_receive(cx);
+        self.turn = match outcome {
+            Poll::Ready(_) => self.turn + self.session.waiting().saturating_sub(before),
+            Poll::Pending => 0,
+        };
+        outcome
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
@@ -60,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
             let _ = this.poll_send(cx);
             match read? {
                 Read::Some | Read::End => return Poll::Ready(Ok(())),
-                Read::Starved if ready!(this.poll_receive(cx))? => {}
+                Read::Starved if ready!(this.poll_take(cx))? => {}
                 // RFC 8446 §6.1: what was read may be only a part of what was sent.
                 Read::Starved => return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, CUT))),
             }

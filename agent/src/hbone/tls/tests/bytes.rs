@@ -1,9 +1,17 @@
 //! What is written is what is read, however it is cut on the way.
 
-use std::io::IoSlice;
+use std::{
+    io::IoSlice,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake},
+};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, duplex};
 use tokio_rustls::TlsStream as Peer;
 
 use super::{Mesh, ROLES, socket::Trickle};
@@ -211,4 +219,40 @@ async fn tickets_that_a_server_sends_are_no_plaintext() {
     let client = mesh.client.client_config(&super::identity("server"));
     let (ours, theirs) = tokio::join!(super::connect(client, name, near), acceptor.accept(far));
     exchange(ours.unwrap(), theirs.unwrap(), 10_000, 900).await;
+}
+
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn who_reads_much_lets_others_run_in_between() {
+    const SENT: usize = 512 * 1024;
+    let mesh = Mesh::new().await;
+    for role in ROLES {
+        let (mut ours, mut peer) = mesh.over_pipe(role, 1 << 20).await;
+        peer.write_all(&[7; SENT]).await.unwrap();
+        peer.flush().await.unwrap();
+        let (mut read, mut turns) = (0, 0);
+        while read < SENT {
+            let woken = Arc::new(Woken(AtomicBool::new(false)));
+            let waker = woken.clone().into();
+            let mut room = vec![0; 16 * 1024];
+            let mut room = ReadBuf::new(&mut room);
+            match Pin::new(&mut ours).poll_read(&mut Context::from_waker(&waker), &mut room) {
+                Poll::Ready(outcome) => outcome.unwrap(),
+                // It is its own turn again when the others have had theirs.
+                Poll::Pending => assert!(woken.0.load(SeqCst), "all of it is there"),
+            }
+            if room.filled().is_empty() {
+                turns += 1;
+            }
+            read += room.filled().len();
+        }
+        assert!((3..=SENT / (64 * 1024)).contains(&turns), "{role:?}: {turns} turns");
+    }
 }
