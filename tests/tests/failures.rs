@@ -379,7 +379,10 @@ fn a_pod_that_vanished_and_a_node_that_was_cut_off_end_in_resets() {
             let (client, agent) = (&client, &agents[0]);
             scope.spawn(move || {
                 assert_eq!(failure(client, target), io::ErrorKind::ConnectionReset);
-                assert_eq!(reason(agent, target), "timeout");
+                let told = reason(agent, target);
+                // A connection on another thread than the first has no tunnel to wait on, and the pod no way to it any more.
+                let no_way = target == targets[0] && told == "dial_failed";
+                assert!(told == "timeout" || no_way, "{target}: {told}");
             });
         }
         for mut stream in established {
