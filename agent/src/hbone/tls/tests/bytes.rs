@@ -214,7 +214,7 @@ async fn tickets_that_a_server_sends_are_no_plaintext() {
     let mut config = (*mesh.server.server_config()).clone();
     config.send_tls13_tickets = 4;
     config.session_storage = rustls::server::ServerSessionMemoryCache::new(10);
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let name = "192.0.2.1".try_into().unwrap();
     let client = mesh.client.client_config(&super::identity("server"));
     let (ours, theirs) = tokio::join!(super::connect(client, name, near), acceptor.accept(far));
