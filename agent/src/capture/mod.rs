@@ -48,7 +48,7 @@ use ipnet::IpNet;
 pub use bypass::Bypass;
 pub use dial::Dialler;
 pub use error::Error;
-pub use netns::NetNs;
+pub use netns::{NetNs, remember_home};
 pub use pod::PodCapture;
 pub use refusals::{Refusal, Refusals};
 pub use socket::{end_cleanly, is_delivered, reset_on_close};

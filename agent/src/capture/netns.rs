@@ -63,7 +63,7 @@ impl NetNs {
 
     /// Opens the namespace of the calling thread.
     pub(super) fn current() -> Result<Self, Error> {
-        let path = Path::new("/proc/thread-self/ns/net");
+        let path = Path::new(HERE);
         File::open(path)
             .and_then(|file| Self::new(file, "the agent's own".to_owned()))
             .map_err(|source| Error::Netns { netns: path.display().to_string(), source })
@@ -146,23 +146,36 @@ fn open_process(pid: u32) -> io::Result<File> {
     Ok(file)
 }
 
+/// Has the calling thread remember where it belongs: it then enters namespaces without a look into /proc, which costs more
+/// than the way there and back. For a thread that does so for each connection; it costs a descriptor.
+///
+/// # Errors
+/// Where /proc does not tell. The thread then looks each time.
+pub fn remember_home() -> io::Result<()> {
+    let home = File::open(HERE)?;
+    // A thread has one home: what it remembers already is the same.
+    HOME.with(|known| drop(known.set(home)));
+    Ok(())
+}
+
+thread_local! {
+    static HOME: OnceCell<File> = const { OnceCell::new() };
+}
+
+/// The namespace of the calling thread.
+const HERE: &str = "/proc/thread-self/ns/net";
+
 fn run_in<T>(target: &File, f: impl FnOnce() -> T) -> io::Result<T> {
-    thread_local! {
-        /// Where this thread belongs, opened once: a look into /proc costs more than both ways together.
-        static HOME: OnceCell<File> = const { OnceCell::new() };
-    }
-    HOME.with(|home| {
-        let home = match home.get() {
-            Some(home) => home,
-            None => {
-                let opened = File::open("/proc/thread-self/ns/net")?;
-                home.get_or_init(|| opened)
-            }
-        };
-        let _back = Back(home);
-        setns(target, CloneFlags::CLONE_NEWNET)?;
-        Ok(f())
+    HOME.with(|home| match home.get() {
+        Some(home) => visit(target, home, f),
+        None => visit(target, &File::open(HERE)?, f),
     })
+}
+
+fn visit<T>(target: &File, home: &File, f: impl FnOnce() -> T) -> io::Result<T> {
+    let _back = Back(home);
+    setns(target, CloneFlags::CLONE_NEWNET)?;
+    Ok(f())
 }
 
 /// Brings the thread back home, also when the closure panics.

@@ -26,7 +26,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::busy_poll;
-use crate::hbone::{Handshakes, Pool, PoolConfig, PoolKey, PoolStats};
+use crate::{
+    capture,
+    hbone::{Handshakes, Pool, PoolConfig, PoolKey, PoolStats},
+};
 
 /// Which threads there are to be.
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +230,9 @@ fn spawn(index: usize, end: CancellationToken) -> io::Result<Handle> {
     let handle = runtime.handle().clone();
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         HERE.set(Some(index));
+        if let Err(error) = capture::remember_home() {
+            tracing::debug!(%error, "the thread looks each time where it belongs");
+        }
         runtime.block_on(end.cancelled());
     })?;
     Ok(handle)
