@@ -29,7 +29,6 @@ mod request;
 mod server;
 #[cfg(test)]
 mod tests;
-mod tls;
 mod tunnel;
 
 pub use client::FirstBytes;

@@ -25,6 +25,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError,
@@ -32,7 +33,6 @@ use super::{
     keepalive,
     link::{Lease, Link},
     request::{self, BAGGAGE, Target},
-    tls::{self, TlsStream},
 };
 use crate::{
     identity::{Ground, Lapsed, Standing, Svid, TlsError, Usage, peer_identity, reached},
@@ -66,14 +66,14 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         // Without it a small frame may wait for the ACK of the one before.
         stream.set_nodelay(true).map_err(ServeError::Io)?;
         let ground = Ground::new(&svid, Usage::Client);
-        let tls = match tls::accept(svid.server_config(), stream).await {
+        let tls = match TlsAcceptor::from(svid.server_config()).accept(stream).into_fallible().await {
             Ok(tls) => tls,
             Err((error, stream)) => {
                 let _ = timeout(LINGER, linger(stream)).await;
                 return Err(ServeError::Tls(TlsError::from_io(&error)));
             }
         };
-        let session = tls.session();
+        let session = tls.get_ref().1;
         let peer = peer_identity(session).map_err(ServeError::Tls)?;
         // A server serves both dialects alike.
         if Dialect::of(session.alpn_protocol()).is_none() {

@@ -45,7 +45,7 @@ impl TlsFailure {
 }
 
 impl<S> Observed<S> {
-    /// Wraps a TLS stream, whose errors have those of rustls in them.
+    /// Wraps a stream of `tokio_rustls`.
     pub fn new(stream: S) -> Self {
         Self { stream, failure: TlsFailure::default() }
     }

@@ -9,10 +9,11 @@ use std::{
 use bytes::Bytes;
 use h2::client::Connection;
 use tokio::{net::TcpStream, time::sleep_until};
+use tokio_rustls::client::TlsStream;
 
 use super::{PoolKey, Shared, state::Use};
 use crate::{
-    hbone::{Loss, handshakes::Verdict, keepalive, link::Link, tls::TlsStream},
+    hbone::{Loss, handshakes::Verdict, keepalive, link::Link},
     identity::{Lapsed, Observed, Standing, TlsFailure},
 };
 

@@ -120,13 +120,13 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A certificate authority in a directory of its own.
-pub(super) struct Authority {
+struct Authority {
     ca: Arc<LocalCa>,
     dir: TempDir,
 }
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("ca");
         LocalCa::init(&path, &"cluster.local".parse().unwrap(), Lifetimes::default()).unwrap();
@@ -140,12 +140,12 @@ impl Authority {
     }
 
     /// Issues a new certificate each time.
-    pub(super) async fn svid(&self, account: &str) -> Arc<Svid> {
+    async fn svid(&self, account: &str) -> Arc<Svid> {
         SvidStore::new(self.ca.clone()).svid(&identity(account)).await.unwrap()
     }
 }
 
-pub(super) fn identity(account: &str) -> Identity {
+fn identity(account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
 
