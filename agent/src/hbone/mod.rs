@@ -27,8 +27,10 @@ mod link;
 mod pool;
 mod request;
 mod server;
+mod socket;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tunnel;
 
 pub use client::FirstBytes;

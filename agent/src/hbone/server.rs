@@ -21,11 +21,10 @@ use h2::{
 };
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header::FORWARDED};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Loss, MAX_FRAME, RECENT_RESETS, SEND_BUFFER, STREAM_WINDOW, ServeError, Tunnel, TunnelError,
@@ -33,6 +32,8 @@ use super::{
     keepalive,
     link::{Lease, Link},
     request::{self, BAGGAGE, Target},
+    socket::Socket,
+    tls::{self, TlsStream},
 };
 use crate::{
     identity::{Ground, Lapsed, Standing, Svid, TlsError, Usage, peer_identity, reached},
@@ -42,7 +43,7 @@ use crate::{
 /// One client's connection, authenticated. It lives only while [`Self::next`] is polled.
 pub struct ServerConnection {
     peer: Identity,
-    http: Http<TlsStream<TcpStream>>,
+    http: Http<TlsStream<Socket>>,
 }
 
 /// A CONNECT that waits for its answer. Dropped without one, it is reset.
@@ -66,14 +67,15 @@ pub async fn accept(stream: TcpStream, svid: Arc<Svid>) -> Result<ServerConnecti
         // Without it a small frame may wait for the ACK of the one before.
         stream.set_nodelay(true).map_err(ServeError::Io)?;
         let ground = Ground::new(&svid, Usage::Client);
-        let tls = match TlsAcceptor::from(svid.server_config()).accept(stream).into_fallible().await {
+        let tls = match tls::accept(svid.server_config(), Socket::new(stream)).await {
             Ok(tls) => tls,
-            Err((error, stream)) => {
-                let _ = timeout(LINGER, linger(stream)).await;
+            Err((error, mut socket)) => {
+                // It is to read why, and no stranger is waited for as long as a peer.
+                let _ = timeout(LINGER, socket.shutdown()).await;
                 return Err(ServeError::Tls(TlsError::from_io(&error)));
             }
         };
-        let session = tls.get_ref().1;
+        let session = tls.session();
         let peer = peer_identity(session).map_err(ServeError::Tls)?;
         // A server serves both dialects alike.
         if Dialect::of(session.alpn_protocol()).is_none() {
@@ -309,15 +311,6 @@ impl<IO> Drop for Http<IO> {
     fn drop(&mut self) {
         // Tunnels that outlive the connection are told why they end.
         self.link.lose(Loss::Closed);
-    }
-}
-
-/// Lets the client read the alert that says why it was refused. Closing at once, with what the client has sent unread,
-/// would be a reset (RFC 1122 §4.2.2.13): the client's next write would fail before it reads the alert.
-async fn linger(mut stream: TcpStream) {
-    let mut discarded = [0; 4096];
-    if stream.shutdown().await.is_ok() {
-        while matches!(stream.read(&mut discarded).await, Ok(read) if read > 0) {}
     }
 }
 

@@ -45,7 +45,7 @@ impl TlsFailure {
 }
 
 impl<S> Observed<S> {
-    /// Wraps a stream of `tokio_rustls`.
+    /// Wraps a TLS stream, whose errors have those of rustls in them.
     pub fn new(stream: S) -> Self {
         Self { stream, failure: TlsFailure::default() }
     }

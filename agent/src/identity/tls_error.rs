@@ -105,7 +105,8 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Recovers the reason from what `tokio_rustls` returns: it wraps rustls' error, which wraps ours.
+    /// Recovers the reason from what a TLS stream returns, the tunnels' or one of `tokio_rustls`: it wraps rustls' error,
+    /// which wraps ours.
     pub fn from_io(error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(inner) => Self::from(inner),

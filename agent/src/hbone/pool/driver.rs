@@ -8,17 +8,16 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::Connection;
-use tokio::{net::TcpStream, time::sleep_until};
-use tokio_rustls::client::TlsStream;
+use tokio::time::sleep_until;
 
 use super::{PoolKey, Shared, state::Use};
 use crate::{
-    hbone::{Loss, handshakes::Verdict, keepalive, link::Link},
+    hbone::{Loss, handshakes::Verdict, keepalive, link::Link, socket::Socket, tls::TlsStream},
     identity::{Lapsed, Observed, Standing, TlsFailure},
 };
 
 /// What connections of the pool run over.
-pub(super) type Transport = Observed<TlsStream<TcpStream>>;
+pub(super) type Transport = Observed<TlsStream<Socket>>;
 
 /// A connection that was opened, and what is to be known while it is driven.
 pub(super) struct Opened {

@@ -10,14 +10,13 @@ use std::{
 };
 
 use tokio::{net::TcpStream, sync::watch, time::timeout};
-use tokio_rustls::TlsConnector;
 
 use super::{
     PoolKey, Shared, driver, overdue,
     state::{Ready, Reserved},
 };
 use crate::{
-    hbone::{ConnectError, Loss, Stage, client, dialect::Dialect, link::Link},
+    hbone::{ConnectError, Loss, Stage, client, dialect::Dialect, link::Link, socket::Socket, tls},
     identity::{Ground, Observed, Standing, Svid, TlsError, TlsFailure, Usage},
 };
 
@@ -145,13 +144,13 @@ where
     let ground = Ground::new(svid, Usage::Server);
     // Not sent (no SNI), and not checked: the identity is.
     let name = peer.ip().into();
-    let tls = TlsConnector::from(svid.client_config(&key.expect)).connect(name, tcp).await;
+    let tls = tls::connect(svid.client_config(&key.expect), name, Socket::new(tcp)).await;
     let tls = tls.map_err(|error| tls_error(TlsError::from_io(&error)))?;
-    let Some(dialect) = Dialect::of(tls.get_ref().1.alpn_protocol()) else {
+    let Some(dialect) = Dialect::of(tls.session().alpn_protocol()) else {
         let detail = "it did not choose h2 by ALPN".to_owned();
         return Err(ConnectError::Protocol { peer, detail });
     };
-    let standing = ground.stand(tls.get_ref().1);
+    let standing = ground.stand(tls.session());
     let transport = Observed::new(tls);
     let failure = transport.failure();
     let (requests, connection) = client::handshake(transport).await.map_err(|error| match failure.get() {

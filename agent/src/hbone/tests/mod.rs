@@ -4,6 +4,7 @@ mod early;
 mod hostile;
 mod pool;
 mod server;
+mod socket;
 mod standing;
 mod tls;
 mod tunnel;
@@ -120,13 +121,13 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A certificate authority in a directory of its own.
-struct Authority {
+pub(super) struct Authority {
     ca: Arc<LocalCa>,
     dir: TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("ca");
         LocalCa::init(&path, &"cluster.local".parse().unwrap(), Lifetimes::default()).unwrap();
@@ -140,12 +141,12 @@ impl Authority {
     }
 
     /// Issues a new certificate each time.
-    async fn svid(&self, account: &str) -> Arc<Svid> {
+    pub(super) async fn svid(&self, account: &str) -> Arc<Svid> {
         SvidStore::new(self.ca.clone()).svid(&identity(account)).await.unwrap()
     }
 }
 
-fn identity(account: &str) -> Identity {
+pub(super) fn identity(account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
 
