@@ -48,7 +48,8 @@ const INTERVAL: Duration = Duration::from_secs(15);
 fn release_program() -> io::Result<()> {
     for Range { start, end } in read_only_segments() {
         // SAFETY: these pages are of a file, and nobody can have written to them, so the kernel reads the same bytes again
-        // when they are next used. A file that runs cannot be written to either (ETXTBSY).
+        // when they are next used. A file that runs cannot be written to either (ETXTBSY). What a debugger wrote there,
+        // its breakpoints, is lost; uprobes are put back by the kernel as it maps a page.
         let result = unsafe {
             libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED)
         };

@@ -100,7 +100,7 @@ const MOST: u8 = 8;
 #[cfg(test)]
 mod tests {
     use std::{
-        pin::pin,
+        pin::{Pin, pin},
         sync::{
             Arc,
             atomic::{AtomicBool, Ordering::SeqCst},
@@ -119,12 +119,11 @@ mod tests {
     }
 
     /// Polls for as long as the future wakes itself; returns whether it did so at all.
-    fn settle(future: std::pin::Pin<&mut impl Future<Output = ()>>) -> bool {
+    fn settle(mut future: Pin<&mut impl Future<Output = ()>>) -> bool {
         let woken = Arc::new(Woken(AtomicBool::new(false)));
         let waker = woken.clone().into();
         let mut cx = Context::from_waker(&waker);
         let mut looked = false;
-        let mut future = future;
         loop {
             assert!(future.as_mut().poll(&mut cx).is_pending());
             if !woken.0.swap(false, SeqCst) {

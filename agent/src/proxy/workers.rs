@@ -95,10 +95,7 @@ impl Workers {
         let (end, handshakes) = (CancellationToken::new(), Handshakes::default());
         let workers: io::Result<Box<[_]>> = (0..count)
             .map(|index| {
-                let runtime = spawn(index, end.clone())?;
-                if !busy_poll.is_zero() {
-                    runtime.spawn(busy_poll::run(busy_poll));
-                }
+                let runtime = spawn(index, busy_poll, end.clone())?;
                 let pool = Pool::new(config.clone(), handshakes.clone());
                 Ok(Worker { runtime, pool, load: Arc::default() })
             })
@@ -225,9 +222,12 @@ impl Drop for Load {
 }
 
 /// Starts one thread, which runs what is spawned on its runtime until `end`.
-fn spawn(index: usize, end: CancellationToken) -> io::Result<Handle> {
+fn spawn(index: usize, busy_poll: Duration, end: CancellationToken) -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
+    if !busy_poll.is_zero() {
+        handle.spawn(busy_poll::run(busy_poll));
+    }
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         HERE.set(Some(index));
         if let Err(error) = capture::remember_home() {

@@ -50,9 +50,9 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 120.0)]
     sustained: f64,
 
-    /// Only loads whose name contains this, such as `bulk` or `16`
+    /// Only loads whose name contains one of these, such as `bulk` or `16`
     #[arg(long)]
-    load: Option<String>,
+    load: Vec<String>,
 
     /// Only these paths, and plain TCP, such as `across`
     #[arg(long)]

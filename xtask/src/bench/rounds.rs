@@ -25,7 +25,9 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(options: &Options) -> Self {
         let loads = Load::ALL.into_iter();
-        let wanted = |load: &Load| options.load.as_ref().is_none_or(|part| load.name().contains(part));
+        let wanted = |load: &Load| {
+            options.load.is_empty() || options.load.iter().any(|part| load.name().contains(part))
+        };
         let named = |path: &Path| options.path.iter().any(|part| path.name().contains(part.as_str()));
         let chosen: Vec<_> =
             Path::ALL.into_iter().filter(|path| options.path.is_empty() || named(path)).collect();

@@ -59,16 +59,21 @@ async fn expecting(authority: &Authority) -> Expecting {
                         respond.send_reset(h2::Reason::REFUSED_STREAM);
                         return;
                     }
-                    let mut send = respond.send_response(http::Response::new(()), false).unwrap();
-                    while let Some(Ok(data)) = body.data().await {
-                        send.send_data(data, false).unwrap();
-                    }
-                    send.send_data(Bytes::new(), true).unwrap();
+                    echo(body, respond).await;
                 });
             }
         }
     });
     Expecting { agent: agent.await, got, refusals }
+}
+
+/// Answers, and sends back what comes.
+async fn echo(mut body: h2::RecvStream, mut respond: h2::server::SendResponse<Bytes>) {
+    let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+    while let Some(Ok(data)) = body.data().await {
+        send.send_data(data, false).unwrap();
+    }
+    send.send_data(Bytes::new(), true).unwrap();
 }
 
 #[tokio::test]
@@ -107,15 +112,8 @@ async fn a_peer_that_speaks_no_more_than_h2_is_sent_nothing_before_its_answer() 
         async move {
             let tls = TlsAcceptor::from(Arc::new(config)).accept(tcp).await.unwrap();
             let mut connection = h2::server::handshake(tls).await.unwrap();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
-                tokio::spawn(async move {
-                    let mut body = request.into_body();
-                    while let Some(Ok(data)) = body.data().await {
-                        send.send_data(data, false).unwrap();
-                    }
-                    send.send_data(Bytes::new(), true).unwrap();
-                });
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                tokio::spawn(echo(request.into_body(), respond));
             }
         }
     });
