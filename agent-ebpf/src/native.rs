@@ -14,11 +14,7 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::{
-    bindings::bpf_sock,
-    helpers::generated::bpf_ktime_get_ns,
-    programs::SockOpsContext,
-};
+use aya_ebpf::{bindings::bpf_sock, helpers::generated::bpf_ktime_get_ns, programs::SockOpsContext};
 
 use agent_ebpf::{
     Address, HBONE_PORT, Handshake, NativeEnd, NativeKey, NativePermit, Pod, Socket, Tuple, counter, kind,
@@ -123,10 +119,7 @@ pub(crate) fn closed(ctx: &SockOpsContext, socket: &Socket, tuple: &Tuple, owner
     // SAFETY: the context is valid while the program runs.
     let (acknowledged, received) = unsafe {
         let ops = ctx.ops;
-        (
-            read_volatile(&raw const (*ops).bytes_acked),
-            read_volatile(&raw const (*ops).bytes_received),
-        )
+        (read_volatile(&raw const (*ops).bytes_acked), read_volatile(&raw const (*ops).bytes_received))
     };
     // SYN and FIN count as a byte each.
     let sent_fin = u64::from(before == FIN_WAIT2 || before == LAST_ACK || before == CLOSING);

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     identity::{NotTrusted, PairLapsed, Svid, Usage},
-    mesh::{OrigDst, Reason, Workload},
+    mesh::{Denial, OrigDst, Reason, Workload},
 };
 
 /// Returns the destination of a connection of `source` from `client`, where this agent holds that pod and need not be told
@@ -65,7 +65,7 @@ pub(super) fn account<'a>(
 /// Carries a connection to its end. `svid` is the source's.
 pub(super) async fn carry(
     context: &Context,
-    pod: &Shared,
+    (source, pod): (&Arc<Shared>, &Arc<Shared>),
     svid: Arc<Svid>,
     (stream, client): (&TcpStream, SocketAddr),
     (outcome, far): (&mut Outcome<'_>, &mut Outcome<'_>),
@@ -86,6 +86,9 @@ pub(super) async fn carry(
             let delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
             outcome.opened(true);
             far.opened(true);
+            if outcome.is_asked_for(target) {
+                context.native.offer(context, (source, pod), &pair, (client, target));
+            }
             delivery.copy(copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
         };
         tokio::select! {
@@ -143,6 +146,14 @@ impl LocalError {
             Self::Broken(_) => Reason::Reset,
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Client),
             Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) => self.reason_at_destination(),
+        }
+    }
+
+    /// Returns what the policies say, where it is they who ended it.
+    pub(super) fn denial(&self) -> Option<&Denial> {
+        match self {
+            Self::Broken(DeliveryError::Refused(refused)) => Some(refused.denial()),
+            _ => None,
         }
     }
 

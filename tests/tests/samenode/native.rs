@@ -1,0 +1,266 @@
+//! Connections that go past the agent by its permit (`--native`): that they do, and whatever ends that.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use lab::{Agent, PATIENCE, Pod, eventually, tcp};
+
+use crate::world::{PORT, World, open, wait_refused, wait_reset};
+
+const NATIVE: &str = "culvert_capture_native_total";
+const CAPTURED: &str = "culvert_capture_connections_total";
+
+fn start() -> World {
+    World::with(|_| vec!["--native".to_owned()])
+}
+
+fn count(agent: &Agent, name: &str) -> f64 {
+    agent.metrics().unwrap().sum(name, &[])
+}
+
+/// Connects until a connection goes natively, and returns it. The first one never does.
+#[track_caller]
+fn open_natively(agent: &Agent, pod: &Pod, target: SocketAddr) -> TcpStream {
+    eventually(PATIENCE, || {
+        let before = [NATIVE, CAPTURED].map(|name| count(agent, name));
+        let mut stream = pod.connect(target).map_err(|error| error.to_string())?;
+        tcp::ping(&mut stream, "hello").map_err(|error| error.to_string())?;
+        let now = [NATIVE, CAPTURED].map(|name| count(agent, name));
+        if now == [before[0] + 1.0, before[1]] { Ok(stream) } else { Err(format!("{before:?} {now:?}")) }
+    })
+}
+
+/// Connects some times, and asserts that it was never natively.
+#[track_caller]
+fn assert_never_native(agent: &Agent, pod: &Pod, target: SocketAddr) {
+    for _ in 0..5 {
+        open(pod, target);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(count(agent, NATIVE), 0.0);
+    assert_eq!(count(agent, "culvert_capture_permits"), 0.0);
+}
+
+#[test]
+fn what_was_carried_once_goes_past_the_agent_and_is_reported_like_it() {
+    const ANSWER: usize = 3_000_000;
+    let world = start();
+    let World { client, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let serving = server.serve(PORT + 1, |mut stream: TcpStream| {
+        let mut question = Vec::new();
+        let _ = stream.read_to_end(&mut question).and_then(|_| stream.write_all(&vec![7; ANSWER]));
+    });
+    let serving = serving.unwrap();
+    for target in [server.at_v4(PORT + 1), server.at_v6(PORT + 1)] {
+        let ask = || {
+            let mut stream = client.connect(target).unwrap();
+            let local = stream.local_addr().unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), target);
+            stream.write_all(b"question").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert_eq!(answer.len(), ANSWER);
+            local
+        };
+        let local = eventually(PATIENCE, || {
+            let before = count(agent, NATIVE);
+            let local = ask();
+            (count(agent, NATIVE) > before).then_some(local)
+        });
+        assert!(serving.peers().contains(&local), "{:?} and not {local}", serving.peers());
+        for line in world.lines(local) {
+            assert!(line.is_ok(), "{line:?}");
+            assert_eq!(line.field("native").as_deref(), Some("true"), "{line:?}");
+            assert_eq!(line.field("security").as_deref(), Some("mutual_tls"));
+            assert_eq!(line.source_identity(), Some(client.identity()));
+            assert_eq!(line.destination_identity(), Some(server.identity()));
+            assert_eq!(line.bytes_sent(), "question".len() as u64, "{line:?}");
+            // The kernel may count the end as a byte.
+            assert!(line.bytes_received().abs_diff(ANSWER as u64) <= 1, "{line:?}");
+            assert!(line.field("duration_ms").unwrap().parse::<f64>().unwrap() > 0.0, "{line:?}");
+        }
+    }
+    for reporter in ["source", "destination"] {
+        let labels = [("reporter", reporter), ("connection_security_policy", "mutual_tls")];
+        let opened = agent.metrics().unwrap().sum("istio_tcp_connections_opened_total", &labels);
+        assert!(opened >= 4.0, "{reporter}: {opened}");
+    }
+    eventually(PATIENCE, || count(agent, "culvert_connections_active") == 0.0);
+    world.assert_no_tunnel();
+}
+
+#[test]
+fn without_being_asked_for_nothing_goes_past_the_agent() {
+    let world = World::start();
+    let World { client, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    assert_never_native(agent, client, server.at(PORT));
+}
+
+#[test]
+fn under_strict_the_permitted_pair_goes_natively_and_plaintext_is_refused() {
+    let world = start();
+    let World { client, server, agent, mesh, .. } = &world;
+    let echo = server.serve(PORT, tcp::echo).unwrap();
+    let outside = mesh.pod("outside").start().unwrap();
+    open(&outside, server.at(PORT));
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                  metadata: {name: strict, namespace: default}\nspec: {mtls: {mode: STRICT}}\n";
+    mesh.apply("strict.yaml", strict).unwrap();
+    eventually(PATIENCE, || outside.connect(server.at(PORT)).is_err());
+    let mut stream = open_natively(agent, client, server.at(PORT));
+    let accepted = echo.accepted();
+    assert!(outside.connect(server.at(PORT)).is_err());
+    assert_eq!(echo.accepted(), accepted);
+    tcp::ping(&mut stream, "still here").unwrap();
+    // A change of policy that permits it ends nothing, and what looks for plaintext leaves it alone.
+    world.apply("open", "{rules: [{}]}");
+    open_natively(agent, client, server.at(PORT));
+    std::thread::sleep(Duration::from_secs(3));
+    tcp::ping(&mut stream, "and still").unwrap();
+}
+
+#[test]
+fn who_is_denied_gets_no_permit_and_others_do() {
+    let world = start();
+    let World { client, other, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    world.apply("one", &allow(client));
+    for _ in 0..3 {
+        wait_refused(other, server.at(PORT));
+    }
+    assert_eq!(count(agent, "culvert_capture_permits"), 0.0);
+    open_natively(agent, client, server.at(PORT));
+    wait_refused(other, server.at(PORT));
+    assert_eq!(count(agent, "culvert_capture_permits"), 1.0);
+}
+
+fn allow(pod: &Pod) -> String {
+    let principal = pod.identity().trim_start_matches("spiffe://").to_owned();
+    format!("{{action: ALLOW, rules: [{{from: [{{source: {{principals: [{principal:?}]}}}}]}}]}}")
+}
+
+#[test]
+fn what_policy_withdraws_is_cut_and_the_next_is_refused() {
+    let world = start();
+    let World { client, other, server, agent, .. } = &world;
+    let echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut kept = open_natively(agent, other, server.at(PORT));
+    let mut lost = open_natively(agent, client, server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    world.apply("one", &allow(other));
+    wait_reset_or_aborted(&mut lost);
+    wait_refused(client, server.at(PORT));
+    tcp::ping(&mut kept, "still here").unwrap();
+    drop(kept);
+    eventually(PATIENCE, || echo.open() == 0);
+    let [source, destination] = world.lines(address);
+    assert_eq!(destination.reason().as_deref(), Some("policy_revoked"), "{destination:?}");
+    assert_eq!(source.reason().as_deref(), Some("reset"), "{source:?}");
+    for line in [&source, &destination] {
+        assert_eq!(line.field("native").as_deref(), Some("true"), "{line:?}");
+        assert!(line.field("error").is_some_and(|error| error.contains("default/one")), "{line:?}");
+        assert_eq!(line.bytes_sent(), "hello".len() as u64, "{line:?}");
+    }
+    let permits = || count(agent, "culvert_capture_permits");
+    eventually(PATIENCE, || permits() <= 1.0);
+}
+
+/// `SOCK_DESTROY` says ECONNABORTED to the application.
+#[track_caller]
+fn wait_reset_or_aborted(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let error = tcp::read(stream, &mut [0; 16]).expect_err("it ended in good order");
+    let kind = error.kind();
+    let expected = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::ConnectionAborted];
+    assert!(expected.contains(&kind), "{error}");
+}
+
+#[test]
+fn a_revoked_certificate_cuts_what_stands_on_it_and_the_next_needs_another() {
+    let mut lists = None;
+    let world = World::with(|mesh| {
+        let file = mesh.directory().join("lists.pem");
+        mesh.revoke(&file, &[]).unwrap();
+        let args = vec!["--native".to_owned(), "--crl".to_owned(), file.display().to_string()];
+        lists = Some(file);
+        args
+    });
+    let World { client, other, server, agent, mesh, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut cut = open_natively(agent, client, server.at(PORT));
+    let mut kept = open_natively(agent, other, server.at(PORT));
+    let address = cut.local_addr().unwrap();
+    let serial = agent.serial("client").unwrap();
+    mesh.revoke(&lists.unwrap(), &[serial]).unwrap();
+    wait_reset_or_aborted(&mut cut);
+    for line in world.lines(address) {
+        assert_eq!(line.reason().as_deref(), Some("bad_certificate"), "{line:?}");
+    }
+    tcp::ping(&mut kept, "the other goes on").unwrap();
+    open_natively(agent, client, server.at(PORT));
+}
+
+#[test]
+fn the_permits_of_a_killed_agent_lapse_and_the_next_agent_ends_what_it_did_not_permit() {
+    let world = start();
+    let World { client, server, agent, .. } = &world;
+    let echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut stream = open_natively(agent, client, server.at(PORT));
+    agent.kill9();
+    eventually(PATIENCE, || client.connect(server.at(PORT)).is_err());
+    tcp::ping(&mut stream, "nobody ends it").unwrap();
+    agent.restart().unwrap();
+    agent.wait_ready().unwrap();
+    wait_reset_or_aborted(&mut stream);
+    eventually(PATIENCE, || echo.open() == 0);
+    open_natively(agent, client, server.at(PORT));
+}
+
+#[test]
+fn an_agent_that_ends_waits_for_native_connections_and_then_ends_them() {
+    let world = World::with(|_| ["--native", "--grace-period", "4s"].map(str::to_owned).to_vec());
+    let World { client, other, server, agent, .. } = &world;
+    let echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut stream = open_natively(agent, client, server.at(PORT));
+    agent.begin_terminate();
+    eventually(PATIENCE, || other.connect(server.at(PORT)).is_err());
+    assert!(client.connect(server.at(PORT)).is_err(), "the permit outlives the drain");
+    tcp::ping(&mut stream, "within the grace period").unwrap();
+    agent.wait_end(PATIENCE).unwrap();
+    wait_reset_or_aborted(&mut stream);
+    eventually(PATIENCE, || echo.open() == 0);
+}
+
+#[test]
+fn a_pod_that_leaves_takes_its_permits_along_and_keeps_its_connections() {
+    let world = start();
+    let World { client, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut stream = open_natively(agent, client, server.at(PORT));
+    server.unenroll().unwrap();
+    eventually(PATIENCE, || count(agent, "culvert_capture_permits") == 0.0);
+    tcp::ping(&mut stream, "still here").unwrap();
+    // Plaintext, as to anybody outside the mesh.
+    eventually(PATIENCE, || {
+        let mut stream = client.connect(server.at(PORT)).map_err(|error| error.to_string())?;
+        tcp::ping(&mut stream, "hello").map_err(|error| error.to_string())
+    });
+}
+
+#[test]
+fn the_end_of_a_pod_is_the_end_of_its_permits() {
+    let world = start();
+    let World { client, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut stream = open_natively(agent, client, server.at(PORT));
+    server.delete().unwrap();
+    wait_reset_or_aborted(&mut stream);
+    eventually(PATIENCE, || count(agent, "culvert_capture_permits") == 0.0);
+    let _ = wait_reset;
+}
