@@ -113,17 +113,19 @@ pub(crate) fn closed(ctx: &SockOpsContext, socket: &Socket, tuple: &Tuple, owner
     const CLOSING: u32 = 11;
     const SYN_SENT: u32 = 2;
     let before = ctx.arg(0);
-    if before == SYN_SENT {
-        return; // it never was one
+    // It never was one; or what is known is of an earlier connection of the socket.
+    if before == SYN_SENT || socket.peer != tuple.remote || socket.peer_port != u32::from(tuple.remote_port) {
+        return;
     }
     // SAFETY: the context is valid while the program runs.
     let (acknowledged, received) = unsafe {
         let ops = ctx.ops;
         (read_volatile(&raw const (*ops).bytes_acked), read_volatile(&raw const (*ops).bytes_received))
     };
-    // SYN and FIN count as a byte each.
+    // SYN and FIN count as a byte each. Where the application has closed before its peer, the peer's FIN mostly comes in time to
+    // be counted; where it does not, this is a byte short.
     let sent_fin = u64::from(before == FIN_WAIT2 || before == LAST_ACK || before == CLOSING);
-    let got_fin = u64::from(before == CLOSE_WAIT || before == LAST_ACK || before == CLOSING);
+    let got_fin = u64::from(sent_fin == 1 || before == CLOSE_WAIT);
     let end = NativeEnd {
         tuple: *tuple,
         netns: socket.netns,

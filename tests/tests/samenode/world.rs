@@ -1,11 +1,13 @@
 //! One node with its agent, a server and two clients on it.
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    io::{self, ErrorKind},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::AsRawFd,
 };
 
 use lab::{AccessRecord, Agent, Mesh, PATIENCE, Pod, Service, eventually, tcp};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 use serde_json::Value;
 
 /// What the server's application listens on.
@@ -90,6 +92,18 @@ pub(crate) fn open(pod: &Pod, target: SocketAddr) -> TcpStream {
     let mut stream = pod.connect(target).unwrap();
     tcp::ping(&mut stream, "hello").unwrap();
     stream
+}
+
+/// Connects over IPv4 with a source that the application has chosen.
+pub(crate) fn connect_from(pod: &Pod, source: IpAddr, target: SocketAddr) -> io::Result<TcpStream> {
+    pod.run(|| {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
 }
 
 /// Waits until a connection is reset.
