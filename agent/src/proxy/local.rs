@@ -25,6 +25,7 @@ use super::{
     pod::{Ended, Shared},
 };
 use crate::{
+    capture,
     identity::{NotTrusted, PairLapsed, Svid, Usage},
     mesh::{Denial, OrigDst, Reason, Workload},
 };
@@ -122,6 +123,8 @@ pub(super) enum LocalError {
     Lapsed(Arc<PairLapsed>),
     #[error("the destination: {0}")]
     Ended(#[from] Ended),
+    #[error("it went past the agent, which is not safe any more: of a pod {0}")]
+    Shared(capture::Shared),
 }
 
 impl LocalError {
@@ -134,6 +137,7 @@ impl LocalError {
             Self::NotOpened(error) | Self::Broken(error) => error.reason(),
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Server),
             Self::Ended(ended) => ended.reason(),
+            Self::Shared(_) => Reason::SharedSegment,
         }
     }
 
@@ -145,7 +149,9 @@ impl LocalError {
             // The client itself is reset.
             Self::Broken(_) => Reason::Reset,
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Client),
-            Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) => self.reason_at_destination(),
+            Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) | Self::Shared(_) => {
+                self.reason_at_destination()
+            }
         }
     }
 

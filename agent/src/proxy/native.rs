@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! local: one connection carried ──► offer ──► permit in the kernel ──► the next ones go from socket to socket
-//!                                               │ terms change, a pod leaves, a shared segment, drain: no new ones
-//!                                               │ policy refuses, a certificate lapses, a pod goes, abort: those there are end
+//!                                               │ terms change, a pod leaves, drain: no new ones
+//!                                               │ policy refuses, a certificate lapses, a pod goes, a shared segment, abort: all end
 //!                                               ▼
 //!                                            withdrawn
 //! ```
@@ -251,7 +251,7 @@ impl Changes {
     }
 
     /// Returns when the permit is to be given anew, if at all.
-    async fn any(&mut self, permit: &Arc<Permit>, shutdown: &Shutdown) {
+    async fn any(&mut self, permit: &Permit, shutdown: &Shutdown) {
         let [source, destination] = &mut self.terms;
         let [source_leaves, destination_leaves] = &mut self.leaving;
         tokio::select! {
@@ -265,7 +265,6 @@ impl Changes {
             () = permit.destination.left.cancelled() => {}
             () = shutdown.drain().cancelled() => {}
             () = shutdown.succeeded().cancelled() => {}
-            () = shared(permit) => {}
         }
     }
 }
@@ -284,7 +283,7 @@ async fn give(permit: &Arc<Permit>) -> Result<u64, Option<String>> {
 }
 
 /// Returns when one of the two pods is found on a segment that others share.
-async fn shared(permit: &Arc<Permit>) {
+async fn shared(permit: &Arc<Permit>) -> capture::Shared {
     loop {
         sleep(LOOK_AGAIN).await;
         let looking = Arc::clone(permit);
@@ -295,13 +294,18 @@ async fn shared(permit: &Arc<Permit>) {
         if let Ok(Err(why)) = looked.await {
             let (source, destination) = (permit.source.workload(), permit.destination.workload());
             tracing::warn!(%source, %destination, %why, "connections between these two pods go through the agent again");
-            return;
+            return why;
         }
     }
 }
 
 /// Returns why the connections may not go on.
-async fn over(permit: &Permit, pair: &Pair, admission: &mut Admission, shutdown: &Shutdown) -> LocalError {
+async fn over(
+    permit: &Arc<Permit>,
+    pair: &Pair,
+    admission: &mut Admission,
+    shutdown: &Shutdown,
+) -> LocalError {
     tokio::select! {
         biased;
         () = shutdown.abort().cancelled() => Ended::Shutdown.into(),
@@ -309,6 +313,7 @@ async fn over(permit: &Permit, pair: &Pair, admission: &mut Admission, shutdown:
         () = permit.destination.gone.cancelled() => Ended::Gone.into(),
         lapsed = pair.lapsed() => LocalError::Lapsed(lapsed),
         refused = admission.revoked() => LocalError::Broken(DeliveryError::Refused(refused)),
+        why = shared(permit) => LocalError::Shared(why),
     }
 }
 

@@ -12,7 +12,7 @@ mod packets;
 use lab::{Agent, PATIENCE, Pod, eventually, tcp};
 
 use self::packets::syn;
-use crate::world::{PORT, World, connect_from, open, wait_refused};
+use crate::world::{PORT, World, connect_from, open, policy, wait_refused};
 
 const NATIVE: &str = "culvert_capture_native_total";
 const CAPTURED: &str = "culvert_capture_connections_total";
@@ -414,4 +414,58 @@ fn what_the_kernel_let_through_by_no_permit_of_its_own_goes_through_the_agent() 
     assert!(foreign.is_err(), "an address that is not the pod's own");
     assert_eq!(count(agent, NATIVE), native);
     drop(open_natively(agent, client, server.at_v4(PORT)));
+}
+
+#[test]
+fn a_handover_ends_nothing_and_the_predecessor_holds_its_own_to_policy() {
+    let world = start();
+    let World { client, other, server, mesh, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut kept = open_natively(agent, client, server.at(PORT));
+    let mut lost = open_natively(agent, other, server.at(PORT));
+    let address = kept.local_addr().unwrap();
+    let next = mesh.agent("node-a").args(["--take-over", "--native"]).start().unwrap();
+    next.wait_ready().unwrap();
+    assert_eq!(count(&next, "culvert_capture_permits"), 0.0, "the predecessor's are taken back");
+    let mut third = open_natively(&next, client, server.at(PORT));
+    for stream in [&mut kept, &mut lost] {
+        tcp::ping(stream, "still here").unwrap();
+    }
+    mesh.apply("policies.yaml", &policy("one", &allow(client))).unwrap();
+    wait_reset_or_aborted(&mut lost);
+    tcp::ping(&mut kept, "permitted still").unwrap();
+    tcp::ping(&mut third, "permitted still").unwrap();
+    drop(kept);
+    for direction in ["outbound", "inbound"] {
+        let line = eventually(PATIENCE, || {
+            let mut log = next.access_log().into_iter();
+            log.find(|line| line.direction() == direction && line.source() == Some(address))
+        });
+        assert_eq!((line.is_ok(), line.field("native").as_deref()), (true, Some("true")), "{line:?}");
+    }
+    agent.terminate().unwrap();
+    tcp::ping(&mut third, "the successor's own").unwrap();
+}
+
+#[test]
+fn what_comes_to_be_on_a_bridge_is_ended() {
+    let world = start();
+    let World { client, other, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let mut kept = open_natively(agent, other, server.at(PORT));
+    let mut lost = open_natively(agent, client, server.at(PORT));
+    let address = lost.local_addr().unwrap();
+    let node = server.node();
+    let line = format!(
+        "link=$(ip -o route get {} | sed 's/.* dev \\([^ ]*\\).*/\\1/'); \
+         ip link add br9 type bridge && ip link set br9 up && ip link set $link master br9",
+        client.ipv4()
+    );
+    assert!(node.command("sh").args(["-c", &line]).status().unwrap().success());
+    wait_reset_or_aborted(&mut lost);
+    for line in world.lines(address) {
+        assert_eq!(line.reason().as_deref(), Some("shared_segment"), "{line:?}");
+    }
+    eventually(PATIENCE, || count(agent, "culvert_capture_permits") == 1.0);
+    tcp::ping(&mut kept, "still here").unwrap();
 }

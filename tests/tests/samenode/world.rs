@@ -72,10 +72,7 @@ impl World {
 
     /// Puts this AuthorizationPolicy of the namespace `default` in force; `spec` is YAML in one line.
     pub(crate) fn apply(&self, name: &str, spec: &str) {
-        let object = format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
-        );
-        self.mesh.apply("policies.yaml", &object).unwrap();
+        self.mesh.apply("policies.yaml", &policy(name, spec)).unwrap();
         eventually(PATIENCE, || {
             let dump: Value =
                 serde_json::from_str(&self.agent.get_private("/config_dump").unwrap().body).unwrap();
@@ -84,6 +81,13 @@ impl World {
             known && list("pods").iter().all(|pod| pod["policy"]["current"] == true)
         });
     }
+}
+
+/// An AuthorizationPolicy of the namespace `default`.
+pub(crate) fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+    )
 }
 
 /// Connects where it must work, and shows that it does.
