@@ -17,7 +17,7 @@ use agent_ebpf::{Address, LAST_REDIRECT_PORT, Pod, Socket, action, counter, kind
 
 use crate::{
     context::{self, IPPROTO_TCP},
-    node,
+    native, node,
     state::{self, DESTINATIONS, HAS_MPTCP_SOCK, HAS_SET_RETVAL, RANGES},
 };
 
@@ -108,14 +108,7 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
     }
     if pod.owns(&address) {
         if port <= LAST_REDIRECT_PORT {
-            let own = Socket {
-                address,
-                peer: address,
-                port: port.into(),
-                peer_port: port.into(),
-                kind: kind::OWN,
-                pad: 0,
-            };
+            let own = Socket::new(kind::OWN, (address, port.into()), (address, port.into()));
             return if state::remember(sk, own) { Ok(None) } else { Err(Refusal::Overload) };
         }
         return Ok(None);
@@ -129,15 +122,12 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
         _ => return Ok(None),
     }
 
+    if native::connect(sk, netns, address, port) {
+        return Ok(None);
+    }
     let redirect = redirect(sk, pod, &address)?;
-    let captured = Socket {
-        address,
-        peer: redirect.to,
-        port: port.into(),
-        peer_port: redirect.port.into(),
-        kind: kind::CAPTURED,
-        pad: 0,
-    };
+    let peer = (redirect.to, redirect.port.into());
+    let captured = Socket::new(kind::CAPTURED, (address, port.into()), peer);
     if !state::remember(sk, captured) {
         return Err(Refusal::Overload);
     }

@@ -93,6 +93,13 @@ pub(crate) fn local_end(sk: *const bpf_sock) -> (Address, u16) {
     }
 }
 
+/// Returns whether a socket is bound to an interface.
+#[inline(always)]
+pub(crate) fn is_bound_to_device(sk: *const bpf_sock) -> bool {
+    // SAFETY: the verifier knows that this is a socket.
+    unsafe { read_volatile(&raw const (*sk).bound_dev_if) != 0 }
+}
+
 /// Returns a connecting or connected socket's ends, its own first.
 #[inline(always)]
 pub(crate) fn ends(ops: *const bpf_sock_ops) -> ((Address, u16), (Address, u16)) {

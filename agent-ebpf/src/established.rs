@@ -19,7 +19,7 @@ use agent_ebpf::{HBONE_PORT, Handshake, LAST_REDIRECT_PORT, Name, Socket, Tuple,
 
 use crate::{
     connect::is_mptcp_subflow,
-    context, node,
+    context, native, node,
     state::{self, NAMES},
 };
 
@@ -49,7 +49,7 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let tuple = tuple(ctx);
     let kind = match socket.kind {
         // A state that names another peer is of an earlier connect.
-        kind::CAPTURED | kind::OWN | kind::NODE => {
+        kind::CAPTURED | kind::OWN | kind::NODE | kind::NATIVE => {
             if socket.peer != tuple.remote || socket.peer_port != u32::from(tuple.remote_port) {
                 return;
             }
@@ -69,7 +69,18 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         }
         return;
     }
-    let entry = Handshake { owner, address: socket.address, port: socket.port, kind };
+    if kind == kind::NATIVE && socket.address != tuple.local {
+        // Not from where the permit is for: the other end refuses it for want of an entry.
+        return state::count(counter::REFUSED_NATIVE);
+    }
+    let entry = Handshake {
+        owner,
+        address: socket.address,
+        port: socket.port,
+        kind,
+        netns: socket.netns,
+        generation: socket.generation,
+    };
     if !state::begin(&tuple, &entry) {
         // The SYN leaves whatever is returned here; `sk_lookup` refuses it for want of an entry.
         state::count(counter::REFUSED_OVERLOAD);
@@ -117,7 +128,10 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         pad: 0,
     };
     let Some(Handshake { address, port, kind, .. }) = state::handshake(&there) else {
-        return inbound(&here, sk);
+        if !native::accepted(&here, &there, sk) {
+            inbound(&here, sk);
+        }
+        return;
     };
     let kind = match kind {
         kind::CAPTURED => kind::ACCEPTED,
@@ -127,7 +141,7 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         }
         _ => return state::end(&there),
     };
-    let known = Socket { address, peer: there.local, port, peer_port: there.local_port.into(), kind, pad: 0 };
+    let known = Socket::new(kind, (address, port), (there.local, there.local_port.into()));
     // Without memory the agent finds no destination and refuses; an application sees loopback.
     let _ = state::remember(sk, known);
     state::end(&there);
@@ -144,7 +158,7 @@ fn inbound(here: &Tuple, sk: *mut bpf_sock) {
         return;
     }
     let (address, port) = (here.remote, here.remote_port.into());
-    let known = Socket { address, peer: address, port, peer_port: port, kind: kind::INBOUND, pad: 0 };
+    let known = Socket::new(kind::INBOUND, (address, port), (address, port));
     // Without memory it is told by its listener, as what is older than the pod's enrolment.
     let _ = state::remember(sk, known);
 }
@@ -157,6 +171,9 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let owner = owner(ctx);
     if socket.kind == kind::NODE {
         return node::end(&tuple, owner);
+    }
+    if socket.kind == kind::NATIVE {
+        native::closed(ctx, socket, &tuple, owner);
     }
     // By then the ends may belong to another socket already.
     if state::handshake(&tuple).is_some_and(|entry| entry.owner == owner) {

@@ -7,12 +7,14 @@ mod types;
 #[cfg(all(feature = "user", not(target_arch = "bpf")))]
 mod user;
 
-pub use types::{Address, Handshake, Name, Pod, PodPort, Rules, Socket, Tuple};
+pub use types::{
+    Address, Handshake, Name, NativeEnd, NativeKey, NativePermit, Pod, PodPort, Pulse, Rules, Socket, Tuple,
+};
 #[cfg(all(feature = "user", not(target_arch = "bpf")))]
 pub use user::from_bytes;
 
 /// The version of the maps below as they are pinned. Change it with every change of a type, a bound or a meaning.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// How many pods of one node can be enrolled.
 pub const MAX_PODS: u32 = 1024;
@@ -40,6 +42,11 @@ pub const MAX_KUBEPODS: u32 = 64;
 pub const KUBEPODS_LEVELS: u32 = 4;
 /// The size of the ring buffer of refusals, in bytes: some 4,600 of them.
 pub const REFUSALS_BYTES: u32 = 1 << 18;
+
+/// How many permits for native connections there can be.
+pub const MAX_NATIVE: u32 = 16_384;
+/// The size of the ring buffer of native connections that have ended, in bytes: some 2,500 of them.
+pub const NATIVE_ENDS_BYTES: u32 = 1 << 18;
 
 /// The port of HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -77,12 +84,19 @@ pub mod maps {
     /// [`super::counter`] -> how often, a `u64` for each CPU.
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// [`super::NativeKey`] -> [`super::NativePermit`].
+    pub const NATIVE: &str = "NATIVE";
+    /// 0 -> [`super::Pulse`].
+    pub const PULSE: &str = "PULSE";
+    /// A ring buffer of [`super::NativeEnd`].
+    pub const NATIVE_ENDS: &str = "NATIVE_ENDS";
+
     /// [`super::Tuple`] -> [`super::Handshake`]: the one that belongs into `HANDSHAKES` for the pod that a copy of the
     /// programs is loaded for. Not pinned by itself.
     pub const OWN_HANDSHAKES: &str = "OWN_HANDSHAKES";
 
     /// All that are pinned.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 17] = [
         PODS,
         TABLE,
         DESTINATIONS,
@@ -97,6 +111,9 @@ pub mod maps {
         KUBEPODS,
         REFUSALS,
         COUNTERS,
+        NATIVE,
+        PULSE,
+        NATIVE_ENDS,
     ];
 }
 
@@ -168,8 +185,14 @@ pub mod counter {
     pub const NODE: u32 = 12;
     /// Connections of the node's own processes that could not be noted: they are treated as anybody's.
     pub const NODE_OVERLOAD: u32 = 13;
+    /// Connections that went natively.
+    pub const NATIVE: u32 = 14;
+    /// Refused: from a pod with a permit for native connections, and not one of them; or one whose permit has gone.
+    pub const REFUSED_NATIVE: u32 = 15;
+    /// Ends of native connections that found the ring buffer full.
+    pub const NATIVE_LOST: u32 = 16;
     /// How many there are.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 17;
 }
 
 /// What a socket or a handshake is.
@@ -192,4 +215,8 @@ pub mod kind {
     pub const NODE: u32 = 8;
     /// A connection from outside that an application of an enrolled pod accepted itself.
     pub const INBOUND: u32 = 9;
+    /// A native connection, at the end that connects.
+    pub const NATIVE: u32 = 10;
+    /// A native connection, at the end that accepts.
+    pub const NATIVE_SERVER: u32 = 11;
 }

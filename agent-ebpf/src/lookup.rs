@@ -18,7 +18,7 @@ use agent_ebpf::{
 
 use crate::{
     context::{IPPROTO_TCP, Packet},
-    node,
+    native, node,
     state::{self, HOST, LISTENERS, OWN_HANDSHAKES, PLAINTEXT, REFUSALS},
 };
 
@@ -78,6 +78,9 @@ fn from_outside(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
     if own && port == HBONE_PORT {
         state::count(counter::HBONE);
         return steer(ctx, packet.listener(listener::HBONE4));
+    }
+    if own && let Some(admitted) = native::admits(pod, packet) {
+        return if admitted { SK_PASS } else { refuse(counter::REFUSED_NATIVE) };
     }
     // Plaintext, whichever of its addresses the pod is reached at.
     let action = rule(pod, port);
@@ -139,7 +142,7 @@ impl Packet {
 
     /// Returns the ends as the side that connects sees them.
     #[inline(always)]
-    fn tuple(&self, netns: u64) -> Tuple {
+    pub(crate) fn tuple(&self, netns: u64) -> Tuple {
         let ((local, local_port), (remote, remote_port)) = (self.source, self.destination);
         Tuple { netns, local, remote, local_port, remote_port, pad: 0 }
     }

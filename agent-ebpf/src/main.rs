@@ -11,6 +11,8 @@
 //! Plaintext from outside a pod is `sk_lookup`'s alone: by the pod's rules it goes to the application or to the agent, or is
 //! refused. The rules are the agent's, derived from policy. `node` tells the node's own connections apart.
 //!
+//! Two pods of this node may be permitted to connect without the agent: `native`.
+//!
 //! The shim alone says what an error means: for an enrolled pod an error denies. Nothing here decides on policy.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -32,6 +34,8 @@ mod established;
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod names;
+#[cfg(target_arch = "bpf")]
+mod native;
 #[cfg(target_arch = "bpf")]
 mod node;
 #[cfg(target_arch = "bpf")]

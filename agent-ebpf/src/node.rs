@@ -27,7 +27,7 @@ pub(crate) fn connect(sk: *mut bpf_sock, netns: u64, address: Address, port: u16
         return;
     }
     let (port, peer_port) = (port.into(), port.into());
-    let own = Socket { address, peer: address, port, peer_port, kind: kind::NODE, pad: 0 };
+    let own = Socket::new(kind::NODE, (address, port), (address, peer_port));
     if !state::remember(sk, own) {
         state::count(counter::NODE_OVERLOAD);
     }

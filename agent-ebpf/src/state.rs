@@ -14,9 +14,9 @@ use aya_ebpf::{
 };
 
 use agent_ebpf::{
-    Address, Handshake, MAX_ADDRESSES, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_KUBEPODS, MAX_NAMES,
-    MAX_NODE_CONNECTIONS, MAX_PLAINTEXT, MAX_PODS, MAX_RANGES, Name, Pod, PodPort, REFUSALS_BYTES, Socket,
-    Tuple, counter, listener,
+    Address, Handshake, MAX_ADDRESSES, MAX_DESTINATIONS, MAX_HANDSHAKES, MAX_KUBEPODS, MAX_NAMES, MAX_NATIVE,
+    MAX_NODE_CONNECTIONS, MAX_PLAINTEXT, MAX_PODS, MAX_RANGES, NATIVE_ENDS_BYTES, Name, NativeEnd, NativeKey,
+    NativePermit, Pod, PodPort, Pulse, REFUSALS_BYTES, Socket, Tuple, counter, listener,
 };
 
 /// Memory only for what there is: these maps are far larger than what a usual node needs.
@@ -57,6 +57,13 @@ pub(crate) static NODE: HashMap<Tuple, u64, { MAX_NODE_CONNECTIONS as usize }, O
 pub(crate) static KUBEPODS: HashMap<u64, u32, { MAX_KUBEPODS as usize }> = HashMap::new();
 #[btf_map]
 pub(crate) static REFUSALS: RingBuf<Tuple, { REFUSALS_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub(crate) static NATIVE: HashMap<NativeKey, NativePermit, { MAX_NATIVE as usize }, ON_DEMAND> =
+    HashMap::new();
+#[btf_map]
+pub(crate) static PULSE: Array<Pulse, 1> = Array::new();
+#[btf_map]
+pub(crate) static NATIVE_ENDS: RingBuf<NativeEnd, { NATIVE_ENDS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
 

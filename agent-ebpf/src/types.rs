@@ -43,6 +43,10 @@ pub struct Handshake {
     pub port: u32,
     /// One of [`super::kind`].
     pub kind: u32,
+    /// Of a native connection: the network namespace that it goes to; else zero.
+    pub netns: u64,
+    /// Of a native connection: the permit's; else zero.
+    pub generation: u64,
 }
 
 /// The destination that a captured MPTCP connection asked for.
@@ -63,7 +67,7 @@ pub struct Name {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Socket {
-    /// The original destination, or the client in whose name the agent connects.
+    /// The original destination, or the client in whose name the agent connects; of a native connection the client.
     pub address: Address,
     /// The peer that the kernel knows. What is said above holds only as long as the socket's peer is this one.
     pub peer: Address,
@@ -75,6 +79,68 @@ pub struct Socket {
     pub kind: u32,
     /// Zero.
     pub pad: u32,
+    /// Of a native connection: the network namespace that it goes to; else zero.
+    pub netns: u64,
+    /// Of a native connection: the permit's; else zero.
+    pub generation: u64,
+    /// When a native connection was begun, in nanoseconds of the monotonic clock; else zero.
+    pub started: u64,
+}
+
+/// What native connections a permit is for: from a namespace to a port of another pod of the node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct NativeKey {
+    /// The cookie of the network namespace that connects.
+    pub netns: u64,
+    /// The address that is connected to.
+    pub address: Address,
+    /// The port of `address`.
+    pub port: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// The agent's word that a namespace may connect to another without it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NativePermit {
+    /// The cookie of the destination's network namespace.
+    pub netns: u64,
+    /// The agent's epoch in the upper half, a number of this permit alone in the lower one: never used again.
+    pub generation: u64,
+    /// The only address that the connection may come from.
+    pub source: Address,
+}
+
+/// Whether an agent is there that stands by its permits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Pulse {
+    /// Until when, in nanoseconds of the monotonic clock; zero where there is no native path.
+    pub until: u64,
+    /// Which agent: the upper half of its permits' generations.
+    pub epoch: u64,
+}
+
+/// A native connection that has ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct NativeEnd {
+    /// The ends, with the source's namespace.
+    pub tuple: Tuple,
+    /// The cookie of the destination's network namespace.
+    pub netns: u64,
+    /// The permit's.
+    pub generation: u64,
+    /// The cookie of the socket that connected.
+    pub owner: u64,
+    /// Bytes from source to destination that were acknowledged.
+    pub sent: u64,
+    /// Bytes from destination to source.
+    pub received: u64,
+    /// How long it took, from `connect` on, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 /// An enrolled pod.
@@ -118,9 +184,13 @@ pub struct PodPort {
 
 const _: () = assert!(size_of::<Address>() == 16);
 const _: () = assert!(size_of::<Tuple>() == 8 + 2 * 16 + 2 * 2 + 4);
-const _: () = assert!(size_of::<Handshake>() == 8 + 16 + 2 * 4);
+const _: () = assert!(size_of::<Handshake>() == 8 + 16 + 2 * 4 + 2 * 8);
 const _: () = assert!(size_of::<Name>() == 8 + 16 + 2 * 4);
-const _: () = assert!(size_of::<Socket>() == 2 * 16 + 4 * 4);
+const _: () = assert!(size_of::<Socket>() == 2 * 16 + 4 * 4 + 3 * 8);
+const _: () = assert!(size_of::<NativeKey>() == 8 + 16 + 2 * 4);
+const _: () = assert!(size_of::<NativePermit>() == 2 * 8 + 16);
+const _: () = assert!(size_of::<Pulse>() == 2 * 8);
+const _: () = assert!(size_of::<NativeEnd>() == size_of::<Tuple>() + 6 * 8);
 const _: () = assert!(size_of::<Pod>() == 8 + MAX_ADDRESSES * 16 + 2 * 16 + 6 * 2 + 3 * 4);
 const _: () = assert!(size_of::<PodPort>() == 8 + 2 * 4);
 
@@ -159,6 +229,22 @@ impl Address {
             return u32::from_be(self.0[3]) >> 24 == 127;
         }
         (self.0[0] | self.0[1] | self.0[2]) == 0 && self.0[3] == 1u32.to_be()
+    }
+}
+
+impl Socket {
+    /// Describes a socket whose peer the kernel knows as `peer`.
+    #[inline(always)]
+    pub const fn new(kind: u32, (address, port): (Address, u32), (peer, peer_port): (Address, u32)) -> Self {
+        Self { address, peer, port, peer_port, kind, pad: 0, netns: 0, generation: 0, started: 0 }
+    }
+}
+
+impl Pulse {
+    /// Returns whether a permit counts at this time.
+    #[inline(always)]
+    pub const fn stands_by(&self, generation: u64, now: u64) -> bool {
+        now < self.until && generation >> 32 == self.epoch
     }
 }
 

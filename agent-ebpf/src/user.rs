@@ -5,7 +5,9 @@ use std::{
     ptr,
 };
 
-use super::{Address, Handshake, Name, Pod, PodPort, Socket, Tuple};
+use super::{
+    Address, Handshake, Name, NativeEnd, NativeKey, NativePermit, Pod, PodPort, Pulse, Socket, Tuple,
+};
 
 macro_rules! plain_old_data {
     ($($ty:ty),+) => {$(
@@ -15,7 +17,19 @@ macro_rules! plain_old_data {
     )+};
 }
 
-plain_old_data!(Address, Handshake, Name, Pod, PodPort, Socket, Tuple);
+plain_old_data!(
+    Address,
+    Handshake,
+    Name,
+    NativeEnd,
+    NativeKey,
+    NativePermit,
+    Pod,
+    PodPort,
+    Pulse,
+    Socket,
+    Tuple
+);
 
 /// Reads a value from bytes that came from the kernel; none where there are too few.
 pub fn from_bytes<T: aya::Pod>(bytes: &[u8]) -> Option<T> {

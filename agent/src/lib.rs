@@ -108,6 +108,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         access_log: args.access_log,
         max_connections: args.max_connections.unwrap_or(connections_within(files)),
         hold_unknown: !args.pod_ranges.is_empty(),
+        native: args.native,
+        // One that is taken over ends once its own grace period is over.
+        native_heritage: if args.take_over { args.grace_period + HERITAGE_SLACK } else { Duration::ZERO },
     };
     let context = proxy::Context::new(
         &config,
@@ -138,6 +141,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let hand_over = succession::hand_over(enroller.handover(), &shutdown);
     tokio::spawn(succession::until_handed_over(shutdown.clone(), admin.clone().serve_public(admin_listener)));
     tokio::spawn(admin.serve_private(socket_listener, hand_over));
+    if args.native {
+        capture.check_native()?;
+        let standing = capture.clone().keep_permits();
+        tokio::spawn(shutdown.drain().clone().run_until_cancelled_owned(standing));
+    }
+    tokio::spawn(proxy::follow_native_ends(context.clone(), capture.clone()));
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
     tokio::spawn(runtime.serve(control.complete(), mesh.clone(), enroller.status(), shutdown.clone()));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");
@@ -229,6 +238,9 @@ async fn until_signal(
     tracing::info!(signal = name, connections = shutdown.tasks().len(), "draining");
     Ok(())
 }
+
+/// What an agent that is taken over may take longer than the grace period: it is told to end only when this one is ready.
+const HERITAGE_SLACK: Duration = Duration::from_secs(60);
 
 /// How long tunnels without streams may take to close.
 const POOL_LIMIT: Duration = Duration::from_secs(2);

@@ -269,6 +269,11 @@ impl Collector for Gauges {
                 stats.handshakes,
             ));
             gauges.push((
+                "culvert_capture_permits",
+                "Permits for connections between two pods of the node that go past the agent (--native)",
+                stats.permits,
+            ));
+            gauges.push((
                 "culvert_capture_destinations",
                 "Addresses in the kernel's map",
                 stats.destinations,

@@ -16,6 +16,7 @@ use agent_ebpf::{Address, HBONE_PORT, Pod, Socket, Tuple, from_bytes, kind, maps
 
 use super::{
     Capture, NetNs,
+    native::is_native,
     sock_diag::{Listed, SockDiag, SocketId, states},
     sys,
 };
@@ -51,7 +52,8 @@ pub(super) fn find(capture: &Capture, netns: &NetNs, pod: &Pod) -> io::Result<Ve
         let (local, remote) = (socket.id.local(), socket.id.remote());
         let inside = is_inside(pod, local.ip(), remote.ip());
         let inbound = mark(socket) == Some(kind::INBOUND) || listening.has(local);
-        if !inside && inbound && !is_the_agents(socket, pod) {
+        let native = known(socket).is_some_and(|known| is_native(&known, remote));
+        if !inside && inbound && !native && !is_the_agents(socket, pod) {
             let tuple = tuple(capture.host.cookie(), remote, local);
             if !capture.tables.node().made(&tuple).map_err(io::Error::other)? {
                 found.push(Bypass { source: remote, destination: local, id: socket.id });
@@ -113,7 +115,11 @@ fn is_marked(socket: &Listed<'_>) -> bool {
 
 /// Returns what the programs know the socket as.
 fn mark(socket: &Listed<'_>) -> Option<u32> {
-    socket.storage().and_then(from_bytes::<Socket>).map(|known| known.kind)
+    known(socket).map(|known| known.kind)
+}
+
+fn known(socket: &Listed<'_>) -> Option<Socket> {
+    socket.storage().and_then(from_bytes)
 }
 
 fn tuple(netns: u64, local: SocketAddr, remote: SocketAddr) -> Tuple {

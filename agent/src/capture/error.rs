@@ -92,6 +92,12 @@ pub enum Error {
         /// How many.
         ports: usize,
     },
+    /// Native connections cannot be had.
+    #[error("--native: the kernel cannot do it: {0}")]
+    NoNative(&'static str),
+    /// A pod shares its layer-2 segment with others.
+    #[error(transparent)]
+    Shared(#[from] super::Shared),
     /// An accepted connection that did not come through the connect hook.
     #[error("the connection was not captured: a process in the pod made it straight to the agent's listener")]
     NotCaptured,
@@ -110,6 +116,8 @@ impl Error {
             | Self::Load(_)
             | Self::Program { .. }
             | Self::Map { .. }
+            | Self::NoNative(_)
+            | Self::Shared(_)
             | Self::TooManyPorts { .. } => Reason::Overload,
         }
     }

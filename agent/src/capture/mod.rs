@@ -1,4 +1,4 @@
-//! Capture: the eBPF programs and maps that bring a pod's connections to the agent, and the sockets in pods' namespaces.
+//! Capture: the eBPF programs and maps that bring a pod's connections to the agent, or past it, and the sockets in pods' namespaces.
 //!
 //! Owns everything that touches aya: loading, attaching and pinning programs, the maps, each enrolled pod's listeners
 //! and the way to dial from inside its namespace. Knows nothing of identities, policy or HBONE; what goes where is told
@@ -20,6 +20,8 @@ mod dial;
 mod error;
 mod listen;
 mod lock;
+mod native;
+mod netlink;
 mod netns;
 mod node;
 mod pins;
@@ -27,6 +29,7 @@ mod plaintext;
 mod pod;
 mod programs;
 mod refusals;
+mod segment;
 mod slots;
 mod sock_diag;
 mod socket;
@@ -48,9 +51,11 @@ use ipnet::IpNet;
 pub use bypass::Bypass;
 pub use dial::Dialler;
 pub use error::Error;
+pub use native::{MAX_PERMITS, NativeEnded, NativeEnds, NativeSocket};
 pub use netns::{NetNs, remember_home};
 pub use pod::PodCapture;
 pub use refusals::{Refusal, Refusals};
+pub use segment::Shared;
 pub use socket::{end_cleanly, is_delivered, reset_on_close};
 pub use stats::Stats;
 
@@ -84,6 +89,7 @@ pub struct Capture {
     /// The network namespace of the agent itself, which is never enrolled.
     host: NetNs,
     cgroup: cgroup::Root,
+    generations: native::Generations,
     /// Held until the agent ends or hands the node over: one writer.
     lock: Mutex<Option<Lock>>,
 }
@@ -108,12 +114,18 @@ impl Capture {
         let slots = Slots::adopt(&tables)?;
         pins.remove_pods_except(&slots.netns())?;
         let (tables, lock) = (Arc::new(tables), Mutex::new(Some(lock)));
-        Ok(Self { pins, tables, slots, host, cgroup, lock })
+        let generations = native::Generations::new();
+        Ok(Self { pins, tables, slots, host, cgroup, generations, lock })
     }
 
     /// Leaves the node to a successor, which [`Self::load`]s from now on: nothing here writes to the kernel any more. What
     /// the kernel steers to this agent still comes here, until the successor has put its own listeners in their place.
     pub fn hand_over(&self) {
+        // Whoever writes a permit looks under this lock whether the node is still its own.
+        let mut permits = self.tables.permits();
+        if let Err(error) = permits.stop() {
+            tracing::warn!(%error, "permits for native connections stay until the successor takes them back");
+        }
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 

@@ -190,7 +190,8 @@ impl Drop for Back<'_> {
     }
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+/// Returns an interface's address, canonical.
+pub(super) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     if let Some(v4) = address.as_sockaddr_in() {
         return Some(IpAddr::V4(v4.ip()));
     }

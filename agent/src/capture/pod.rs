@@ -48,6 +48,11 @@ impl PodCapture {
         }
     }
 
+    /// Returns the programs and maps that the pod is enrolled in.
+    pub(super) fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
     /// Returns the pod's network namespace.
     pub fn netns(&self) -> &NetNs {
         &self.netns

@@ -82,12 +82,8 @@ struct Place {
 
 /// Parses the object and makes its maps, or opens those that are pinned; a pod's copy also the pod's map of handshakes.
 fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&Path>) -> Result<Ebpf, Error> {
-    let supported = |helper| {
-        let answer = uninterrupted(|| is_helper_supported(ProgramType::CgroupSockAddr, helper));
-        u32::from(answer.unwrap_or(false))
-    };
-    let set_retval = supported(BpfHelper::BPF_FUNC_set_retval);
-    let mptcp_sock = supported(BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+    let set_retval = u32::from(has(BpfHelper::BPF_FUNC_set_retval));
+    let mptcp_sock = u32::from(tells_mptcp());
     memory::keep_heaps_short();
     let mut loader = EbpfLoader::new();
     loader
@@ -107,6 +103,15 @@ fn object(pins: &Pins, Place { slot, netns, host }: Place, handshakes: Option<&P
     drop(loader);
     memory::trim_heap();
     Ok(loaded?)
+}
+
+/// Returns whether the programs can tell an MPTCP connection.
+pub(super) fn tells_mptcp() -> bool {
+    has(BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
+}
+
+fn has(helper: BpfHelper) -> bool {
+    uninterrupted(|| is_helper_supported(ProgramType::CgroupSockAddr, helper)).unwrap_or(false)
 }
 
 fn load_one(program: &mut Program) -> Result<(), ProgramError> {

@@ -37,6 +37,14 @@ pub struct Stats {
     pub node: u64,
     /// Connections of the node's own processes that could not be told from others: too many at once, or no memory.
     pub node_overload: u64,
+    /// Connections between two pods of the node that a permit let go past the agent.
+    pub native: u64,
+    /// Refused: from a pod with a permit, and not a connection that it lets through; or one whose permit has gone.
+    pub refused_native: u64,
+    /// Native connections of whose end nobody was told: they came too fast.
+    pub native_lost: u64,
+    /// Permits for native connections.
+    pub permits: usize,
     /// Handshakes of captured connections and of the agent's own that are under way.
     pub handshakes: usize,
     /// Enrolled pods.
@@ -47,7 +55,7 @@ pub struct Stats {
 
 impl Stats {
     /// Returns what is counted, each with its name as a metric and what it means.
-    pub fn counters(&self) -> [(&'static str, &'static str, u64); 14] {
+    pub fn counters(&self) -> [(&'static str, &'static str, u64); 17] {
         [
             ("culvert_capture_connections", "Connections redirected to the agent", self.captured),
             ("culvert_capture_hbone", "Packets that opened a connection to an HBONE listener", self.hbone),
@@ -111,6 +119,21 @@ impl Stats {
                 "Connections of the node's own processes that were not noted, and are treated as anybody's",
                 self.node_overload,
             ),
+            (
+                "culvert_capture_native",
+                "Connections between two pods of the node that went past the agent by its permit",
+                self.native,
+            ),
+            (
+                "culvert_capture_refused_native",
+                "Packets refused in the kernel: from a pod with a permit for native connections, and of none of them",
+                self.refused_native,
+            ),
+            (
+                "culvert_capture_native_lost",
+                "Native connections that are in no log and no other metric: they ended too fast",
+                self.native_lost,
+            ),
         ]
     }
 
@@ -130,6 +153,10 @@ impl Stats {
             refusals_lost: tables.counter(counter::LOST)?,
             node: tables.counter(counter::NODE)?,
             node_overload: tables.counter(counter::NODE_OVERLOAD)?,
+            native: tables.counter(counter::NATIVE)?,
+            refused_native: tables.counter(counter::REFUSED_NATIVE)?,
+            native_lost: tables.counter(counter::NATIVE_LOST)?,
+            permits: tables.permits().len(),
             pods: pods.len(),
             handshakes: pods.into_iter().map(|netns| tables.handshakes(netns)).sum::<Result<_, _>>()?,
             destinations: tables.destinations(),

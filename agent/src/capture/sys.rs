@@ -81,6 +81,17 @@ pub(super) fn netns_cookie() -> io::Result<u64> {
     Ok(cookie)
 }
 
+/// Returns the monotonic clock's nanoseconds, which programs know as `bpf_ktime_get_ns`.
+pub(super) fn monotonic() -> io::Result<u64> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes the time.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, ptr::from_mut(&mut now)) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Since boot, and never negative.
+    Ok(now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned())
+}
+
 /// Returns the `CLONE_NEW…` flag of a namespace's kind.
 pub(super) fn namespace_type(file: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     // SAFETY: the request takes no argument.

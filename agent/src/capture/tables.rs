@@ -21,7 +21,7 @@ use aya::{
 };
 use ipnet::IpNet;
 
-use super::{Error, error::absent_is_fine, node::Node, plaintext::Ports};
+use super::{Error, error::absent_is_fine, native::Permits, node::Node, plaintext::Ports};
 use crate::mesh::{Destination, Plaintext};
 
 /// A pod's own map of handshakes.
@@ -40,6 +40,8 @@ pub(super) struct Tables {
     plaintext: Mutex<Ports>,
     node: Mutex<Node>,
     refusals: Mutex<Option<RingBuf<MapData>>>,
+    permits: Mutex<Permits>,
+    native_ends: Mutex<Option<RingBuf<MapData>>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -70,6 +72,8 @@ impl Tables {
                 take(ebpf, maps::NODE)?,
             )?),
             refusals: Mutex::new(Some(take(ebpf, maps::REFUSALS)?)),
+            permits: Mutex::new(Permits::clear(take(ebpf, maps::NATIVE)?, take(ebpf, maps::PULSE)?)?),
+            native_ends: Mutex::new(Some(take(ebpf, maps::NATIVE_ENDS)?)),
             counters: take(ebpf, maps::COUNTERS)?,
         })
     }
@@ -182,6 +186,16 @@ impl Tables {
         lock(&self.refusals).take()
     }
 
+    /// Returns the permits for native connections.
+    pub(super) fn permits(&self) -> MutexGuard<'_, Permits> {
+        lock(&self.permits)
+    }
+
+    /// Takes the ring buffer of ended native connections; none where it has been taken.
+    pub(super) fn take_native_ends(&self) -> Option<RingBuf<MapData>> {
+        lock(&self.native_ends).take()
+    }
+
     /// Starts capture: the namespace's connects are looked at from now on.
     pub(super) fn admit(&self, netns: u64, slot: u32) -> Result<(), Error> {
         debug_assert!(slot < MAX_PODS);
@@ -200,6 +214,7 @@ impl Tables {
             self.clear_listener(slot, which)?;
         }
         lock(&self.plaintext).forget(netns)?;
+        self.permits().forget(netns)?;
         self.node().set_addresses(netns, &[])?;
         absent_is_fine(lock(&self.handshakes).remove(&netns)).map_err(Error::map(maps::HANDSHAKES))?;
         let mut names = lock(&self.names);

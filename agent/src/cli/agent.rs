@@ -92,6 +92,12 @@ pub struct AgentArgs {
     #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", default_value = "100", value_parser = clap::value_parser!(u16).range(..=1000))]
     pub busy_poll: u16,
 
+    /// Let connections between two pods of the node go past the agent, from the one's socket to the other's, once it has let one
+    /// of their kind through: at the speed of plain TCP, unencrypted on the two pods' links to the node. Refused for pods whose
+    /// links others share (a bridge). Needs Linux 5.19 or later.
+    #[arg(long, env = "CULVERT_NATIVE")]
+    pub native: bool,
+
     /// The access log, one line a connection, on the standard output.
     #[arg(long, env = "CULVERT_ACCESS_LOG", value_name = "FORMAT", default_value = "text")]
     pub access_log: AccessLogFormat,

@@ -132,6 +132,11 @@ impl MutualTrust {
 }
 
 impl Pair {
+    /// Returns whose certificate the client has.
+    pub fn client(&self) -> &Identity {
+        self.client.identity()
+    }
+
     /// Waits until the connection may not go on. May be cancelled and called again.
     pub async fn lapsed(&self) -> Arc<PairLapsed> {
         let mut lapse = self.lapse.subscribe();

@@ -49,11 +49,13 @@ pub enum Reason {
     Shutdown,
     /// The source or destination pod left the mesh or vanished.
     PodGone,
+    /// What went past the agent came to be on a segment that other pods share.
+    SharedSegment,
 }
 
 impl Reason {
     /// Every reason, for documentation and for metrics that start at zero.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::NotCaptured,
         Self::UnknownDestination,
         Self::AddressConflict,
@@ -76,6 +78,7 @@ impl Reason {
         Self::Overload,
         Self::Shutdown,
         Self::PodGone,
+        Self::SharedSegment,
     ];
 
     /// The reason as it stands in logs and labels: lower case, words joined by `_`.
@@ -103,6 +106,7 @@ impl Reason {
             Self::Overload => "overload",
             Self::Shutdown => "shutdown",
             Self::PodGone => "pod_gone",
+            Self::SharedSegment => "shared_segment",
         }
     }
 }

@@ -66,6 +66,9 @@ pub(super) struct Entry {
     /// The agent carried it between two of its own pods: no tunnel, and nothing on a network.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) same_node: bool,
+    /// It went from the one pod's socket to the other's past the agent, which had permitted it. The bytes are the kernel's count.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) native: bool,
     #[serde(rename = "src.addr")]
     pub(super) source: SocketAddr,
     #[serde(flatten, serialize_with = "source_peer")]

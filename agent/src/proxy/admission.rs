@@ -59,7 +59,12 @@ impl Admission {
         }
     }
 
-    fn decide(&mut self) -> Decision {
+    /// Returns whether the policies permit it now, which is no connection yet and counts nowhere.
+    pub(super) fn is_permitted(&mut self) -> bool {
+        self.decide().verdict.is_ok()
+    }
+
+    pub(super) fn decide(&mut self) -> Decision {
         let terms = self.terms.borrow_and_update().clone();
         if self.own {
             return Decision { verdict: Ok(Permit::own()), dry_run: None };

@@ -12,6 +12,7 @@ use super::{
     access_log::{AccessLog, AccessLogFormat},
     bypass::SWEEPS,
     metrics::Metrics,
+    native::Native,
     pods::{Pods, Unenforced},
     shares::Shares,
     workers::Workers,
@@ -31,6 +32,10 @@ pub struct Config {
     pub max_connections: usize,
     /// Whether addresses that nobody knows are waited for: there are configured pod ranges.
     pub hold_unknown: bool,
+    /// Whether connections between two pods of the node may go past the agent.
+    pub native: bool,
+    /// How long native connections may go on that an agent before this one has permitted: as long as it may take to end.
+    pub native_heritage: Duration,
 }
 
 /// What every connection's task shares.
@@ -48,6 +53,7 @@ pub struct Context {
     /// Tunnels whose client has not shown yet who it is.
     pub(super) handshakes: Shares,
     pub(super) hold_unknown: bool,
+    pub(super) native: Native,
     pub(super) pods: Pods,
     /// Turns to look at the connections of one pod that bypass the agent.
     pub(super) sweeps: Semaphore,
@@ -55,6 +61,8 @@ pub struct Context {
 
 impl Context {
     /// Puts the parts together and starts the access log's thread.
+    ///
+    /// Must be called within a Tokio runtime.
     ///
     /// # Errors
     /// Where the thread cannot be started.
@@ -77,6 +85,7 @@ impl Context {
             shares: Shares::new(config.max_connections),
             handshakes: Shares::new(MAX_HANDSHAKES),
             hold_unknown: config.hold_unknown,
+            native: Native::new(config.native, config.native_heritage),
             pods: Pods::default(),
             sweeps: Semaphore::new(SWEEPS),
         }))

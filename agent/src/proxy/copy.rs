@@ -88,9 +88,14 @@ impl Meter {
     }
 
     fn add(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Relaxed);
+        self.add_all(bytes as u64);
+    }
+
+    /// Adds what somebody else has counted.
+    pub(super) fn add_all(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
         for total in self.totals.iter().filter_map(OnceLock::get) {
-            total.inc_by(bytes as u64);
+            total.inc_by(bytes);
         }
     }
 }

@@ -25,8 +25,9 @@ use super::{
     pod::{Ended, Shared},
 };
 use crate::{
+    capture,
     identity::{NotTrusted, PairLapsed, Svid, Usage},
-    mesh::{OrigDst, Reason, Workload},
+    mesh::{Denial, OrigDst, Reason, Workload},
 };
 
 /// Returns the destination of a connection of `source` from `client`, where this agent holds that pod and need not be told
@@ -65,7 +66,7 @@ pub(super) fn account<'a>(
 /// Carries a connection to its end. `svid` is the source's.
 pub(super) async fn carry(
     context: &Context,
-    pod: &Shared,
+    (source, pod): (&Arc<Shared>, &Arc<Shared>),
     svid: Arc<Svid>,
     (stream, client): (&TcpStream, SocketAddr),
     (outcome, far): (&mut Outcome<'_>, &mut Outcome<'_>),
@@ -86,6 +87,9 @@ pub(super) async fn carry(
             let delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
             outcome.opened(true);
             far.opened(true);
+            if outcome.is_asked_for(target) {
+                context.native.offer(context, (source, pod), &pair, (client, target));
+            }
             delivery.copy(copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
         };
         tokio::select! {
@@ -119,6 +123,8 @@ pub(super) enum LocalError {
     Lapsed(Arc<PairLapsed>),
     #[error("the destination: {0}")]
     Ended(#[from] Ended),
+    #[error("it went past the agent, which is not safe any more: of a pod {0}")]
+    Shared(capture::Shared),
 }
 
 impl LocalError {
@@ -131,6 +137,7 @@ impl LocalError {
             Self::NotOpened(error) | Self::Broken(error) => error.reason(),
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Server),
             Self::Ended(ended) => ended.reason(),
+            Self::Shared(_) => Reason::SharedSegment,
         }
     }
 
@@ -142,7 +149,17 @@ impl LocalError {
             // The client itself is reset.
             Self::Broken(_) => Reason::Reset,
             Self::Lapsed(lapsed) => lapsed.reason_at(Usage::Client),
-            Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) => self.reason_at_destination(),
+            Self::Certificate(_) | Self::NotTrusted(_) | Self::Ended(_) | Self::Shared(_) => {
+                self.reason_at_destination()
+            }
+        }
+    }
+
+    /// Returns what the policies say, where it is they who ended it.
+    pub(super) fn denial(&self) -> Option<&Denial> {
+        match self {
+            Self::Broken(DeliveryError::Refused(refused)) => Some(refused.denial()),
+            _ => None,
         }
     }
 

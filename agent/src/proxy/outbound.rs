@@ -47,7 +47,7 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
 
 async fn carry<'a>(
     context: &'a Context,
-    pod: &Shared,
+    pod: &Arc<Shared>,
     source: &Arc<Workload>,
     (stream, peer): (&TcpStream, SocketAddr),
     (outcome, far): (&mut Outcome<'a>, &mut Option<Box<Outcome<'a>>>),
@@ -75,8 +75,14 @@ async fn carry<'a>(
                 let account = local::account(context, &held, ends, (authority, outcome));
                 let far = far.insert(Box::new(account));
                 // Apart from this future, of which tunnels then need the half.
-                let carried =
-                    Box::pin(local::carry(context, &held, svid, (stream, peer), (outcome, far), authority));
+                let carried = Box::pin(local::carry(
+                    context,
+                    (pod, &held),
+                    svid,
+                    (stream, peer),
+                    (outcome, far),
+                    authority,
+                ));
                 return carried.await.map_err(|error| OutboundError::Local(destination, error));
             }
             let tunnel = tunnel(context, pod, (source, svid), (peer, &mut near.0), to).await?;

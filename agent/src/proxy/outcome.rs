@@ -1,6 +1,10 @@
 //! What became of one connection: dropped at its end, it writes the one log line and closes the one metric.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     access_log::{self, Entry, Peer},
@@ -25,6 +29,8 @@ pub(super) struct Outcome<'a> {
     service: Option<Arc<Service>>,
     mutual_tls: bool,
     same_node: bool,
+    /// How long it took, where the agent did not carry it.
+    native: Option<Duration>,
     series: Option<Series>,
     failure: Option<(Reason, String)>,
     policy: Option<String>,
@@ -73,6 +79,7 @@ impl<'a> Outcome<'a> {
             service: None,
             mutual_tls: false,
             same_node: false,
+            native: None,
             series: None,
             failure: None,
             policy: None,
@@ -85,6 +92,11 @@ impl<'a> Outcome<'a> {
     /// Notes the address that was asked for.
     pub(super) fn asked_for(&mut self, destination: OrigDst) {
         self.destination = Some(destination);
+    }
+
+    /// Returns whether this is the address that was asked for.
+    pub(super) fn is_asked_for(&self, address: SocketAddr) -> bool {
+        self.destination.map(OrigDst::address) == Some(address)
     }
 
     /// Notes where an outbound connection goes.
@@ -111,6 +123,11 @@ impl<'a> Outcome<'a> {
     pub(super) fn is_other_end_of(&mut self, other: &mut Self) {
         (self.up, self.down) = (Arc::clone(&other.up), Arc::clone(&other.down));
         (self.same_node, other.same_node) = (true, true);
+    }
+
+    /// Notes that the connection went past the agent by its permit, and how long it took.
+    pub(super) fn was_native(&mut self, duration: Duration) {
+        self.native = Some(duration);
     }
 
     /// Notes what the policies decided, and counts it.
@@ -177,6 +194,7 @@ impl<'a> Outcome<'a> {
             dry_run: self.dry_run.take(),
             security: if self.mutual_tls { "mutual_tls" } else { "none" },
             same_node: self.same_node,
+            native: self.native.is_some(),
             source: self.source,
             source_peer,
             destination: self.destination.map(OrigDst::address),
@@ -187,7 +205,8 @@ impl<'a> Outcome<'a> {
             destination_peer: self.destination_workload.as_deref().map(Peer::of).unwrap_or_default(),
             bytes_sent: self.up.bytes(),
             bytes_received: self.down.bytes(),
-            duration_ms: (self.started.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            duration_ms: (self.native.unwrap_or_else(|| self.started.elapsed()).as_secs_f64() * 1e6).round()
+                / 1e3,
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bypass::Bypass, client_ports::ClientPorts, context::Context, inbound, listener, metrics::Reporter,
-    outbound, plaintext, shares::Holder, terms::Terms, workers::Balance,
+    native, outbound, plaintext, shares::Holder, terms::Terms, workers::Balance,
 };
 use crate::{
     capture::{self, PodCapture},
@@ -26,6 +26,8 @@ pub(super) struct Shared {
     pub(super) capture: PodCapture,
     pub(super) client_ports: ClientPorts,
     pub(super) bypass: Bypass,
+    /// Changes where the pod's native connections are to be permitted anew.
+    pub(super) permits: watch::Sender<()>,
     terms: watch::Sender<Terms>,
     /// Cancelled when the pod has gone: its connections end.
     pub(super) gone: CancellationToken,
@@ -51,6 +53,7 @@ impl Pod {
             capture,
             client_ports: ClientPorts::default(),
             bypass: Bypass::default(),
+            permits: watch::Sender::new(()),
             terms: watch::Sender::new(terms),
             gone: CancellationToken::new(),
             closing: CancellationToken::new(),
@@ -77,6 +80,7 @@ impl Pod {
         }
         Bypass::watch(context, &shared);
         context.pods.add(&shared);
+        native::end_orphans(context, &shared);
         Ok(Self { shared })
     }
 
@@ -111,6 +115,7 @@ impl Pod {
     /// Leaves connections alone that bypass the agent, until the next [`Self::sweep`]. To be called before the kernel lets all of
     /// them in.
     pub fn let_be(&self) {
+        self.shared.permits.send_replace(());
         self.shared.bypass.rest();
     }
 

@@ -3,5 +3,6 @@
 
 mod carried;
 mod ended;
+mod native;
 mod refused;
 mod world;

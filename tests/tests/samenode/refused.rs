@@ -1,14 +1,8 @@
 //! Connections that are refused: to the client it looks the same as with a tunnel, and both lines say why.
 
-use std::{
-    net::{SocketAddr, TcpStream},
-    os::fd::AsRawFd,
-};
-
 use lab::{AccessRecord, PATIENCE, eventually, tcp};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
-use crate::world::{PORT, World, open, wait_refused};
+use crate::world::{PORT, World, connect_from, open, wait_refused};
 
 #[test]
 fn policy_refuses_before_the_application_sees_anything() {
@@ -77,14 +71,7 @@ fn an_address_that_is_not_the_pods_own_gets_no_further_than_through_a_tunnel() {
     let stolen = other.ipv4();
     client.sh(&format!("ip addr add {stolen}/32 dev lo")).unwrap();
     let target = server.at_v4(PORT);
-    let ending = client.run(|| {
-        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
-        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(stolen, 0)))?;
-        connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
-        let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        tcp::ping(&mut stream, "hello")
-    });
+    let ending = connect_from(client, stolen, target).and_then(|mut stream| tcp::ping(&mut stream, "hello"));
     assert!(ending.is_err(), "it was taken at its word");
     assert_eq!(serving.accepted(), 0);
     let line = eventually(PATIENCE, || agent.access_log().into_iter().find(|line| line.is_from(stolen)));

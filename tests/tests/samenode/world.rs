@@ -1,11 +1,13 @@
 //! One node with its agent, a server and two clients on it.
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    io::{self, ErrorKind},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::AsRawFd,
 };
 
 use lab::{AccessRecord, Agent, Mesh, PATIENCE, Pod, Service, eventually, tcp};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 use serde_json::Value;
 
 /// What the server's application listens on.
@@ -70,10 +72,7 @@ impl World {
 
     /// Puts this AuthorizationPolicy of the namespace `default` in force; `spec` is YAML in one line.
     pub(crate) fn apply(&self, name: &str, spec: &str) {
-        let object = format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
-        );
-        self.mesh.apply("policies.yaml", &object).unwrap();
+        self.mesh.apply("policies.yaml", &policy(name, spec)).unwrap();
         eventually(PATIENCE, || {
             let dump: Value =
                 serde_json::from_str(&self.agent.get_private("/config_dump").unwrap().body).unwrap();
@@ -84,12 +83,31 @@ impl World {
     }
 }
 
+/// An AuthorizationPolicy of the namespace `default`.
+pub(crate) fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: default}}\nspec: {spec}\n"
+    )
+}
+
 /// Connects where it must work, and shows that it does.
 #[track_caller]
 pub(crate) fn open(pod: &Pod, target: SocketAddr) -> TcpStream {
     let mut stream = pod.connect(target).unwrap();
     tcp::ping(&mut stream, "hello").unwrap();
     stream
+}
+
+/// Connects over IPv4 with a source that the application has chosen.
+pub(crate) fn connect_from(pod: &Pod, source: IpAddr, target: SocketAddr) -> io::Result<TcpStream> {
+    pod.run(|| {
+        let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
 }
 
 /// Waits until a connection is reset.

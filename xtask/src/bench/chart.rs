@@ -59,8 +59,9 @@ fn drawing(error: impl std::fmt::Display) -> anyhow::Error {
 
 const WIDTH: u32 = 1000;
 /// What is drawn, in colours that differ also without colour.
-const PATHS: [(Path, RGBColor); 3] = [
+const PATHS: [(Path, RGBColor); 4] = [
     (Path::Across, RGBColor(31, 119, 180)),
     (Path::Near, RGBColor(255, 187, 120)),
+    (Path::Native, RGBColor(148, 103, 189)),
     (Path::Outward, RGBColor(152, 223, 138)),
 ];

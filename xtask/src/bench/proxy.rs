@@ -21,7 +21,8 @@ use super::stage::PATIENCE;
 
 /// The proxies of both nodes.
 pub(super) enum Proxies {
-    Agents(Box<[Agent; 2]>),
+    /// Of the two nodes, and of the third, whose agent lets connections past it.
+    Agents(Box<[Agent; 3]>),
     Others(Box<[Process; 2]>),
 }
 
@@ -29,8 +30,9 @@ impl Proxies {
     /// Starts them, and waits until they serve.
     pub(super) fn start(mesh: &Mesh, with: Option<&Path>) -> Result<Self> {
         let Some(script) = with else {
-            let start = |node| mesh.agent(node).arg("--max-connections").arg(CONNECTIONS).start();
-            let agents = [start("node-a")?, start("node-b")?];
+            let agent = |node| mesh.agent(node).arg("--max-connections").arg(CONNECTIONS);
+            let native = agent("node-c").arg("--native");
+            let agents = [agent("node-a").start()?, agent("node-b").start()?, native.start()?];
             for agent in &agents {
                 agent.wait_ready()?;
             }
@@ -51,6 +53,13 @@ impl Proxies {
         }
     }
 
+    /// How many connections between two pods of the third node have gone past its agent, and how many more may.
+    pub(super) fn native(&self) -> Result<[f64; 2]> {
+        let Self::Agents(agents) = self else { return Ok([0.0; 2]) };
+        let metrics = agents[2].metrics()?;
+        Ok(["culvert_capture_native_total", "culvert_capture_permits"].map(|name| metrics.sum(name, &[])))
+    }
+
     /// Whether a connection to `target` has gone through a tunnel. Of another proxy than ours that is not asked.
     pub(super) fn has_tunnelled(&self, target: SocketAddr) -> bool {
         let Self::Agents(agents) = self else { return true };
@@ -60,7 +69,7 @@ impl Proxies {
         })
     }
 
-    /// Waits until both know so many pods, and have done what follows from them, such as telling the kernel. Of another
+    /// Waits until all know so many pods, and have done what follows from them, such as telling the kernel. Of another
     /// proxy than ours that is not asked.
     pub(super) fn wait_known(&self, pods: u32) -> Result<()> {
         let Self::Agents(agents) = self else { return Ok(()) };

@@ -3,11 +3,12 @@
 //! ```text
 //! node-a   client (mesh)   near (mesh)   outsider   bystander
 //! node-b   server (mesh)   foreign
+//! node-c   one (mesh)      another (mesh)       whose connections go past the agent
 //! ```
 
 use std::{net::SocketAddr, path::Path as FilePath, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lab::{Mesh, Pod, Process, Service, try_eventually};
 
 use super::proxy::Proxies;
@@ -29,11 +30,21 @@ pub(super) enum Path {
     PlainNear,
     /// On one node, both in the mesh.
     Near,
+    /// The same past the agent, by its permit.
+    Native,
 }
 
 impl Path {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Plain, Self::Control, Self::Across, Self::Service, Self::Outward, Self::PlainNear, Self::Near];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Plain,
+        Self::Control,
+        Self::Across,
+        Self::Service,
+        Self::Outward,
+        Self::PlainNear,
+        Self::Near,
+        Self::Native,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -44,6 +55,7 @@ impl Path {
             Self::Outward => "outside the mesh",
             Self::PlainNear => "plain, one node",
             Self::Near => "same node",
+            Self::Native => "native",
         }
     }
 
@@ -51,7 +63,7 @@ impl Path {
     pub(super) fn base(self) -> Option<Self> {
         match self {
             Self::Plain | Self::PlainNear => None,
-            Self::Near => Some(Self::PlainNear),
+            Self::Near | Self::Native => Some(Self::PlainNear),
             Self::Control | Self::Across | Self::Service | Self::Outward => Some(Self::Plain),
         }
     }
@@ -65,6 +77,7 @@ pub(super) struct Stage {
     near: Pod,
     foreign: Pod,
     bystander: Pod,
+    native: [Pod; 2],
     service: Service,
     load: PathBuf,
     _servers: Vec<Process>,
@@ -75,7 +88,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Makes nodes and pods, starts servers and agents, and waits until all of them serve.
     pub(super) fn set(load: PathBuf, with: Option<&FilePath>) -> Result<Self> {
-        let mesh = Mesh::new()?;
+        let mesh = Mesh::builder().nodes(&["node-a", "node-b", "node-c"]).build()?;
         mesh.enroll_namespace(MESH)?;
         let inside = |name: &str, node: &str| mesh.pod(name).on(node).namespace(MESH).service_account(name);
         let outside = |name: &str, node: &str| mesh.pod(name).on(node).namespace("outside");
@@ -85,10 +98,11 @@ impl Stage {
         let outsider = outside("outsider", "node-a").start()?;
         let bystander = outside("bystander", "node-a").start()?;
         let foreign = outside("foreign", "node-b").start()?;
+        let native = [inside("one", "node-c").start()?, inside("another", "node-c").start()?];
         let service = mesh.service("server").namespace(MESH).select("app", "server").port(BULK, BULK);
         let service = (PORT..PORT + PORTS).fold(service, |service, port| service.port(port, port)).apply()?;
         let mut servers = Vec::new();
-        for pod in [&near, &server, &bystander, &foreign] {
+        for pod in [&near, &server, &bystander, &foreign, &native[1]] {
             servers.extend(serve(pod, &load)?);
         }
         let proxies = Proxies::start(&mesh, with)?;
@@ -99,18 +113,39 @@ impl Stage {
             near,
             foreign,
             bystander,
+            native,
             service,
             load,
             _servers: servers,
             proxies,
             mesh,
         };
-        for path in Path::ALL {
+        for path in Path::ALL.into_iter().filter(|path| with.is_none() || *path != Path::Native) {
             let (pod, target) = (stage.source(path), stage.target(path, PORT));
             try_eventually(PATIENCE, || pod.connect(target))
                 .with_context(|| format!("the path {:?}", path.name()))?;
         }
+        if with.is_none() {
+            stage.permit()?;
+        }
         Ok(stage)
+    }
+
+    /// Has every port permitted on the native path: the first connection to each goes through the agent.
+    fn permit(&self) -> Result<()> {
+        let ports = (PORT..PORT + PORTS).chain([BULK]);
+        for port in ports.clone() {
+            self.native[0].connect(self.target(Path::Native, port))?;
+        }
+        try_eventually(PATIENCE, || {
+            let [_, permits] = self.proxies.native()?;
+            ensure!(permits >= ports.clone().count() as f64, "{permits} ports are permitted");
+            let before = self.proxies.native()?[0];
+            self.native[0].connect(self.target(Path::Native, PORT))?;
+            ensure!(self.proxies.native()?[0] > before, "it goes through the agent");
+            Ok(())
+        })
+        .context("the native path")
     }
 
     /// Who connects.
@@ -118,6 +153,7 @@ impl Stage {
         match path {
             Path::Plain | Path::Control | Path::PlainNear => &self.outsider,
             Path::Across | Path::Service | Path::Outward | Path::Near => &self.client,
+            Path::Native => &self.native[0],
         }
     }
 
@@ -129,6 +165,7 @@ impl Stage {
             Path::Service => self.service.address(port),
             Path::PlainNear => self.bystander.at_v4(port),
             Path::Near => self.near.at_v4(port),
+            Path::Native => self.native[1].at_v4(port),
         }
     }
 

@@ -84,6 +84,7 @@ fn wanted_ratio(comparison: &Comparison) -> Option<f64> {
         (Path::Across, Load::Bulk(_)) => Some(0.38),
         (Path::Across, Load::Churn(..)) => Some(0.36),
         (Path::Near, Load::Bulk(_)) => Some(0.5),
+        (Path::Native, _) => Some(0.9),
         // No difference that plain against plain does not show.
         (Path::Outward, _) => Some(1.0),
         _ => None,
