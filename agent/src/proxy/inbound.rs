@@ -22,7 +22,7 @@ use super::{
     pod::{Ended, Shared},
 };
 use crate::{
-    hbone::{self, Incoming, ServeError, ServerConnection, TunnelError},
+    hbone::{self, Incoming, ServeError, ServerConnection, Tunnel, TunnelError},
     mesh::{Identity, OrigDst, Reason},
 };
 
@@ -140,10 +140,24 @@ fn spawn(
 async fn carry(
     context: &Context,
     pod: &Shared,
+    incoming: Incoming,
+    client: (SocketAddr, Identity),
+    outcome: &mut Outcome<'_>,
+) -> Result<(), InboundError> {
+    // Apart from this future, which lives as long as the connection, and which an idle connection mostly consists of.
+    let (delivery, tunnel) = Box::pin(deliver(context, pod, incoming, client, outcome)).await?;
+    let (sender, receiver) = tunnel.split();
+    Ok(delivery.copy((receiver, TunnelSink::new(sender)), outcome).await?)
+}
+
+/// Answers a request: with a tunnel, where the policies permit it and the application takes it.
+async fn deliver(
+    context: &Context,
+    pod: &Shared,
     mut incoming: Incoming,
     (peer, identity): (SocketAddr, Identity),
     outcome: &mut Outcome<'_>,
-) -> Result<(), InboundError> {
+) -> Result<(Delivery, Tunnel), InboundError> {
     let client_ip = peer.ip().to_canonical();
     outcome.came_from(identity.clone(), client(context, client_ip, &identity));
     let Some(target) = target(context, pod, &incoming) else {
@@ -164,9 +178,9 @@ async fn carry(
         Err(error @ DeliveryError::Refused(_)) => return Err(deny(incoming, error)),
         Err(error) => return Err(unavailable(incoming, error)),
     };
-    let (sender, receiver) = incoming.accept()?.split();
+    let tunnel = incoming.accept()?;
     outcome.opened(true);
-    Ok(delivery.copy((receiver, TunnelSink::new(sender)), outcome).await?)
+    Ok((delivery, tunnel))
 }
 
 /// Answers that policy refuses the connection.

@@ -52,48 +52,71 @@ async fn carry<'a>(
     (stream, peer): (&TcpStream, SocketAddr),
     (outcome, far): (&mut Outcome<'a>, &mut Option<Box<Outcome<'a>>>),
 ) -> Result<(), OutboundError> {
+    let mut near = copy::tcp(stream, Side::Local);
+    // Apart from this future, which lives as long as the connection, and which an idle connection mostly consists of.
+    let opening = Box::pin(open(context, pod, source, (stream, peer), (outcome, &mut near.0)));
+    match opening.await? {
+        Opened::Plain(far) => {
+            copy::copy(near, copy::tcp(&far, Side::Plain), &outcome.up, &outcome.down).await?;
+            close_gently(&far);
+        }
+        Opened::Tunnel(tunnel) => {
+            let early = tunnel.early();
+            let (sender, receiver) = tunnel.split();
+            let far = (receiver, TunnelSink::after(sender, early));
+            copy::copy(near, far, &outcome.up, &outcome.down).await?;
+        }
+        Opened::Here { held, svid, destination, authority } => {
+            let account = local::account(context, &held, (source, peer), (authority, outcome));
+            let far = far.insert(Box::new(account));
+            let ends = (outcome, &mut **far);
+            let carried = Box::pin(local::carry(context, (pod, &held), svid, (stream, peer), ends, authority));
+            carried.await.map_err(|error| OutboundError::Local(destination, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a connection goes on to.
+enum Opened {
+    /// A destination outside the mesh.
+    Plain(TcpStream),
+    Tunnel(Tunnel),
+    /// A pod of this very agent, which is yet to be asked.
+    Here { held: Arc<Shared>, svid: Arc<Svid>, destination: Arc<Workload>, authority: SocketAddr },
+}
+
+/// Finds where the connection goes, and opens what leads there.
+async fn open(
+    context: &Context,
+    pod: &Shared,
+    source: &Arc<Workload>,
+    (stream, peer): (&TcpStream, SocketAddr),
+    (outcome, first): (&mut Outcome<'_>, &mut impl FirstBytes),
+) -> Result<Opened, OutboundError> {
     let Ok(orig_dst) = pod.capture.orig_dst(stream) else {
         return Err(OutboundError::NotCaptured(stream.local_addr().map_err(OutboundError::Socket)?));
     };
     outcome.asked_for(orig_dst);
-    let route = route(context, source, peer, orig_dst).await?;
-    let mut near = copy::tcp(stream, Side::Local);
-    match route {
+    match route(context, source, peer, orig_dst).await? {
         Route::Passthrough { target, destination, service } => {
             outcome.routed_to(target, destination, service);
             let far = dial(target, pod.capture.dialler().dial_plain(target)).await?;
             outcome.opened(false);
-            copy::copy(near, copy::tcp(&far, Side::Plain), &outcome.up, &outcome.down).await?;
-            close_gently(&far);
+            Ok(Opened::Plain(far))
         }
         Route::Hbone { peer: agent, authority, identity, destination, service } => {
             outcome.routed_to(authority, Some(destination.clone()), service);
             let to = Peer { agent, authority, identity, destination: &destination };
             let svid = context.certificate(&source.identity).await?;
             if let Some(held) = local::near(context, source, peer, &to) {
-                let ends = (source, peer);
-                let account = local::account(context, &held, ends, (authority, outcome));
-                let far = far.insert(Box::new(account));
-                // Apart from this future, of which tunnels then need the half.
-                let carried = Box::pin(local::carry(
-                    context,
-                    (pod, &held),
-                    svid,
-                    (stream, peer),
-                    (outcome, far),
-                    authority,
-                ));
-                return carried.await.map_err(|error| OutboundError::Local(destination, error));
+                return Ok(Opened::Here { held, svid, destination, authority });
             }
-            let tunnel = tunnel(context, pod, (source, svid), (peer, &mut near.0), to).await?;
+            let tunnel = tunnel(context, pod, (source, svid), (peer, first), to).await?;
             outcome.opened(true);
-            let early = tunnel.early();
-            let (sender, receiver) = tunnel.split();
-            let far = (receiver, TunnelSink::after(sender, early));
-            copy::copy(near, far, &outcome.up, &outcome.down).await?;
+            Ok(Opened::Tunnel(tunnel))
         }
     }
-    Ok(())
 }
 
 /// Finds the route; an address that nobody knows yet is waited for where the index may lag behind the kernel.
