@@ -122,10 +122,11 @@ fn decide(ctx: &SockAddrContext, address: Address, port: u16) -> Result<Option<R
         _ => return Ok(None),
     }
 
-    if native::connect(sk, netns, address, port) {
+    let local = context::local_end(sk);
+    if native::connect(sk, netns, &address, port, &local.0) {
         return Ok(None);
     }
-    let redirect = redirect(sk, pod, &address)?;
+    let redirect = redirect(local, pod, &address)?;
     let peer = (redirect.to, redirect.port.into());
     let captured = Socket::new(kind::CAPTURED, (address, port.into()), peer);
     if !state::remember(sk, captured) {
@@ -150,12 +151,11 @@ fn action_of(address: Address) -> u32 {
 /// address that it expects, and a random port, so that the pod's captured connections do not share one space of source
 /// ports. Never the port that the socket is bound to: that would connect it to itself.
 #[inline(always)]
-fn redirect(sk: *mut bpf_sock, pod: &Pod, address: &Address) -> Result<Redirect, Refusal> {
+fn redirect((source, bound): (Address, u16), pod: &Pod, address: &Address) -> Result<Redirect, Refusal> {
     let to = if address.is_v4() { pod.redirect4 } else { pod.redirect6 };
     if to.is_zero() {
         return Err(Refusal::NoAddress);
     }
-    let (source, bound) = context::local_end(sk);
     if source.is_loopback() {
         return Err(Refusal::BoundToLoopback);
     }
