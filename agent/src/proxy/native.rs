@@ -133,7 +133,7 @@ impl Native {
                 return;
             }
         };
-        self.lock().hold(key, generation, &permit);
+        self.lock().hold(generation, &permit);
         let standing = tokio::select! {
             biased;
             ended = over(&permit, &pair, &mut admission, &shutdown) => Err(ended),
@@ -191,7 +191,7 @@ impl Table {
         self.leave(key);
     }
 
-    fn hold(&mut self, _key: Key, generation: u64, permit: &Arc<Permit>) {
+    fn hold(&mut self, generation: u64, permit: &Arc<Permit>) {
         self.held.insert(generation, Arc::clone(permit));
     }
 
@@ -370,7 +370,7 @@ fn destroy(
         match pod.capture.destroy_native(socket) {
             Ok(()) => ended += 1,
             Err(error) => {
-                tracing::error!(pod = %pod.workload(), %error, "a native connection cannot be ended")
+                tracing::error!(pod = %pod.workload(), %error, "a native connection cannot be ended");
             }
         }
     }

@@ -70,7 +70,8 @@ async fn carry<'a>(
             let account = local::account(context, &held, (source, peer), (authority, outcome));
             let far = far.insert(Box::new(account));
             let ends = (outcome, &mut **far);
-            let carried = Box::pin(local::carry(context, (pod, &held), svid, (stream, peer), ends, authority));
+            let carried =
+                Box::pin(local::carry(context, (pod, &held), svid, (stream, peer), ends, authority));
             carried.await.map_err(|error| OutboundError::Local(destination, error))?;
         }
     }
@@ -83,7 +84,12 @@ enum Opened {
     Plain(TcpStream),
     Tunnel(Tunnel),
     /// A pod of this very agent, which is yet to be asked.
-    Here { held: Arc<Shared>, svid: Arc<Svid>, destination: Arc<Workload>, authority: SocketAddr },
+    Here {
+        held: Arc<Shared>,
+        svid: Arc<Svid>,
+        destination: Arc<Workload>,
+        authority: SocketAddr,
+    },
 }
 
 /// Finds where the connection goes, and opens what leads there.
