@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! local: one connection carried ──► offer ──► permit in the kernel ──► the next ones go from socket to socket
-//!                                               │ terms change, a pod leaves, drain: no new ones
+//!                                               │ terms change, a new certificate, a pod leaves, drain: no new ones
 //!                                               │ policy refuses, a certificate lapses, a pod goes, a shared segment, abort: all end
 //!                                               ▼
 //!                                            withdrawn
@@ -29,8 +29,12 @@ use tokio::{
 };
 
 use super::{admission::Admission, context::Context, pod::Shared};
-use crate::{capture::MAX_PERMITS, identity::Pair, shutdown::Shutdown};
-use permit::{Changes, Permit, give, over};
+use crate::{
+    capture::MAX_PERMITS,
+    identity::{Pair, SvidStore},
+    shutdown::Shutdown,
+};
+use permit::{Changes, Permit, give, over, renewed};
 use sockets::{end, unused};
 
 pub use ends::follow as follow_native_ends;
@@ -83,10 +87,11 @@ impl Native {
             return;
         }
         let mut permit = Permit::between(Arc::clone(source), Arc::clone(destination), client, target);
-        permit.identity = pair.client().clone();
-        let (native, pair, shutdown) = (self.clone(), Arc::clone(pair), shutdown.clone());
+        permit.identity = pair.certificates()[0].identity().clone();
+        let (native, pair, context) =
+            (self.clone(), Arc::clone(pair), (context.svids.clone(), shutdown.clone()));
         let tasks = shutdown.tasks().clone();
-        tasks.spawn_on(native.hold(key, Arc::new(permit), pair, shutdown), &self.runtime);
+        tasks.spawn_on(native.hold(key, Arc::new(permit), pair, context), &self.runtime);
     }
 
     /// Returns the permit of a generation.
@@ -95,7 +100,13 @@ impl Native {
     }
 
     /// Gives the permit, and holds its connections to what it was given on, to the last one's end.
-    async fn hold(self, key: Key, permit: Arc<Permit>, pair: Arc<Pair>, shutdown: Shutdown) {
+    async fn hold(
+        self,
+        key: Key,
+        permit: Arc<Permit>,
+        pair: Arc<Pair>,
+        (svids, shutdown): (SvidStore, Shutdown),
+    ) {
         let Permit { source, destination, client, target, .. } = &*permit;
         let mut changes = Changes::subscribe(&permit);
         let mut admission =
@@ -117,6 +128,7 @@ impl Native {
             biased;
             ended = over(&permit, &pair, &mut admission, &shutdown) => Err(ended),
             () = changes.any(&permit, &shutdown) => Ok(()),
+            () = renewed(&pair, &svids) => Ok(()),
         };
         if let Err(error) = source.capture.withdraw(*target, generation) {
             tracing::error!(source = %source.workload(), %target, %error, "a permit for native connections was not taken back");

@@ -18,7 +18,12 @@ use super::{
     },
     LOOK_AGAIN,
 };
-use crate::{capture, identity::Pair, mesh::Identity, shutdown::Shutdown};
+use crate::{
+    capture,
+    identity::{Pair, SvidStore},
+    mesh::Identity,
+    shutdown::Shutdown,
+};
 
 /// What native connections stand on.
 #[derive(Debug)]
@@ -105,6 +110,18 @@ pub(super) async fn give(permit: &Arc<Permit>) -> Result<u64, Option<String>> {
     match given.await {
         Ok(given) => given.map_err(|error| Some(error.to_string())),
         Err(_) => Err(None),
+    }
+}
+
+/// Returns when one of the two pods has a newer certificate: what stands on the old one ends when that expires.
+pub(super) async fn renewed(pair: &Pair, svids: &SvidStore) {
+    loop {
+        sleep(LOOK_AGAIN).await;
+        for svid in pair.certificates() {
+            if svids.svid(svid.identity()).await.is_ok_and(|now| now.serial() != svid.serial()) {
+                return;
+            }
+        }
     }
 }
 
