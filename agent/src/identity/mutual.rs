@@ -132,9 +132,9 @@ impl MutualTrust {
 }
 
 impl Pair {
-    /// Returns whose certificate the client has.
-    pub fn client(&self) -> &Identity {
-        self.client.identity()
+    /// Returns the two certificates, the client's first.
+    pub fn certificates(&self) -> [&Svid; 2] {
+        [&self.client, &self.server]
     }
 
     /// Waits until the connection may not go on. May be cancelled and called again.

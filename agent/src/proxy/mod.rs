@@ -8,8 +8,8 @@
 //!                     plaintext that policy has to look at ─► kernel ─► listener ─► plaintext ──────┘  (admission)
 //! ```
 //!
-//! What `local` has carried once may go past the agent from then on, where that is wanted: `native` gives the permits, and ends
-//! what they no longer cover; `native_ends` reports what went by them.
+//! What `local` has carried once may go past the agent from then on, where that is wanted: `native` gives the permits, ends
+//! what they no longer cover, and reports what went by them.
 //!
 //! Plaintext that the kernel lets pass, or refuses, does not come here: `bypass` ends of the former what policy no longer
 //! permits, and `refusals` reports the latter.
@@ -35,7 +35,6 @@ mod local;
 mod measure;
 mod metrics;
 mod native;
-mod native_ends;
 mod outbound;
 mod outcome;
 mod plaintext;
@@ -51,7 +50,7 @@ pub use access_log::AccessLogFormat;
 pub use context::{Config, Context};
 pub use measure::carry;
 pub use metrics::Metrics;
-pub use native_ends::follow as follow_native_ends;
+pub use native::follow_native_ends;
 pub use pod::Pod;
 pub use pods::Unenforced;
 pub use refusals::follow as follow_refusals;

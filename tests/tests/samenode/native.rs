@@ -426,8 +426,10 @@ fn a_handover_ends_nothing_and_the_predecessor_holds_its_own_to_policy() {
     let address = kept.local_addr().unwrap();
     let next = mesh.agent("node-a").args(["--take-over", "--native"]).start().unwrap();
     next.wait_ready().unwrap();
-    // The predecessor's are taken back.
-    eventually(PATIENCE, || count(&next, "culvert_capture_permits") == 0.0);
+    // The predecessor's are taken back, in whose name the admin address answers at first, and then nobody's.
+    eventually(PATIENCE, || {
+        next.metrics().is_ok_and(|metrics| metrics.sum("culvert_capture_permits", &[]) == 0.0)
+    });
     let mut third = open_natively(&next, client, server.at(PORT));
     for stream in [&mut kept, &mut lost] {
         tcp::ping(stream, "still here").unwrap();
@@ -469,4 +471,20 @@ fn what_comes_to_be_on_a_bridge_is_ended() {
     }
     eventually(PATIENCE, || count(agent, "culvert_capture_permits") == 1.0);
     tcp::ping(&mut kept, "still here").unwrap();
+}
+
+#[test]
+fn a_renewed_certificate_brings_another_permit_and_what_stands_on_it_outlives_the_old_one() {
+    let world = World::with(|_| ["--native", "--certificate-lifetime", "20s"].map(str::to_owned).to_vec());
+    let World { client, server, agent, .. } = &world;
+    let _echo = server.serve(PORT, tcp::echo).unwrap();
+    let serials = || ["client", "server"].map(|name| agent.serial(name).unwrap());
+    let before = serials();
+    let mut old = open_natively(agent, client, server.at(PORT));
+    eventually(PATIENCE, || serials().iter().zip(&before).all(|(now, before)| now != before));
+    // As long as it may take to be noticed.
+    std::thread::sleep(Duration::from_secs(6));
+    let mut new = open_natively(agent, client, server.at(PORT));
+    wait_reset_or_aborted(&mut old);
+    tcp::ping(&mut new, "on the new ones").unwrap();
 }

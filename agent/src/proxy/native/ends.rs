@@ -2,7 +2,10 @@
 
 use std::{future::pending, sync::Arc};
 
-use super::{context::Context, local, native::Permit, outcome::Outcome};
+use super::{
+    super::{context::Context, local, outcome::Outcome},
+    permit::Permit,
+};
 use crate::{
     capture::{Capture, NativeEnded},
     mesh::OrigDst,
