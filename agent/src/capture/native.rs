@@ -33,6 +33,9 @@ const PULSE_LIFE: Duration = Duration::from_secs(3);
 /// How often it says that it is there.
 const PULSE_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long ends of connections are collected: to be woken for each would cost as much as the connection itself.
+const TOGETHER: Duration = Duration::from_millis(50);
+
 /// All in which bytes may still come and go.
 const ALIVE: u32 = states::ESTABLISHED
     | states::SYN_SENT
@@ -302,17 +305,19 @@ impl PodCapture {
 }
 
 impl NativeEnds {
-    /// Waits for the next one. Cancel safe: one is taken only where it is returned.
+    /// Waits for the next one, and for those that follow it closely. Cancel safe: one is taken only where it is returned.
     pub async fn next(&mut self) -> NativeEnded {
         loop {
+            if let Some(end) = self.0.get_mut().next().and_then(|item| from_bytes::<NativeEnd>(&item)) {
+                return NativeEnded::from(end);
+            }
             let Ok(mut ready) = self.0.readable_mut().await else {
                 // The runtime is shutting down, and this task with it.
                 return std::future::pending().await;
             };
-            match ready.get_inner_mut().next().and_then(|item| from_bytes::<NativeEnd>(&item)) {
-                Some(end) => return NativeEnded::from(end),
-                None => ready.clear_ready(),
-            }
+            ready.clear_ready();
+            // The kernel wakes a reader only where it has read all that there was before (kernel/bpf/ringbuf.c).
+            tokio::time::sleep(TOGETHER).await;
         }
     }
 }

@@ -36,8 +36,8 @@ pub(super) fn first_connections(stage: &Stage) -> Result<FirstConnections> {
         .with_context(|| format!("{} in the mesh", pod.name()))?;
         first.push(ask(&stage.client, target)?);
         next.push(ask(&stage.client, target)?);
-        let target = stage.target(Path::Plain, PORT);
-        plain.push(ask(stage.source(Path::Plain), target)?);
+        let (pod_outside, target) = stage.ends(Path::Plain, PORT)?;
+        plain.push(ask(pod_outside, target)?);
         pod.delete()?;
     }
     Ok(FirstConnections { first: median(first), next: median(next), plain: median(plain) })

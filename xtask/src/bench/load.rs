@@ -85,9 +85,9 @@ impl Load {
 
     /// Runs it once.
     pub(super) fn run(self, stage: &Stage, path: Path, seconds: f64) -> Result<Sample> {
-        let (busy, proxies, begun) = (machine::busy()?, stage.proxies.cpu(), Instant::now());
+        let (busy, proxies, begun) = (machine::busy()?, stage.cpu(path), Instant::now());
         let said = self.start(stage, path, seconds)?;
-        let proxy_cpu = stage.proxies.cpu();
+        let proxy_cpu = stage.cpu(path);
         let proxy_cpu = [0, 1].map(|at: usize| proxy_cpu[at].saturating_sub(proxies[at]).as_secs_f64());
         let machine_cpu = machine::busy()? - busy;
         let sample = match self {
@@ -100,12 +100,12 @@ impl Load {
     }
 
     fn start(self, stage: &Stage, path: Path, seconds: f64) -> Result<Value> {
-        let source = stage.source(path);
-        let target = stage.target(path, PORT).to_string();
+        let (source, target) = stage.ends(path, PORT)?;
+        let target = target.to_string();
         let seconds_text = seconds.to_string();
         let mut command = match self {
             Self::Bulk(streams) => {
-                let target = stage.target(path, BULK);
+                let (_, target) = stage.ends(path, BULK)?;
                 // Whole seconds only.
                 let seconds = seconds.ceil().max(1.0).to_string();
                 let mut iperf = source.command("iperf3");

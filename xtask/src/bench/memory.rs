@@ -15,9 +15,10 @@ pub(super) struct Memory {
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Memory>> {
     let mut measured = vec![Memory { connections: 0, resident: stage.proxies.memory() }];
     for connections in [1_000, 10_000] {
-        let target = stage.target(Path::Across, PORT).to_string();
+        let (client, target) = stage.ends(Path::Across, PORT)?;
+        let target = target.to_string();
         let args = ["idle", &target, "--connections", &connections.to_string()];
-        let load = stage.source(Path::Across).spawn(stage.load()?, &args)?;
+        let load = client.spawn(stage.load()?, &args)?;
         load.until(PATIENCE, || load.logs().contains("ready"))?;
         measured.push(Memory { connections, resident: stage.proxies.memory() });
         load.kill9();

@@ -16,6 +16,7 @@ mod latency;
 mod load;
 mod machine;
 mod memory;
+mod native;
 mod proxy;
 mod results;
 mod rounds;

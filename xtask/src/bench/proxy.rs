@@ -15,14 +15,13 @@
 use std::{fs, net::SocketAddr, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::{Agent, Mesh, Process, try_eventually, usage};
+use lab::{Agent, AgentBuilder, Mesh, Process, try_eventually, usage};
 
 use super::stage::PATIENCE;
 
 /// The proxies of both nodes.
 pub(super) enum Proxies {
-    /// Of the two nodes, and of the third, whose agent lets connections past it.
-    Agents(Box<[Agent; 3]>),
+    Agents(Box<[Agent; 2]>),
     Others(Box<[Process; 2]>),
 }
 
@@ -30,9 +29,7 @@ impl Proxies {
     /// Starts them, and waits until they serve.
     pub(super) fn start(mesh: &Mesh, with: Option<&Path>) -> Result<Self> {
         let Some(script) = with else {
-            let agent = |node| mesh.agent(node).arg("--max-connections").arg(CONNECTIONS);
-            let native = agent("node-c").arg("--native");
-            let agents = [agent("node-a").start()?, agent("node-b").start()?, native.start()?];
+            let agents = [agent(mesh, "node-a").start()?, agent(mesh, "node-b").start()?];
             for agent in &agents {
                 agent.wait_ready()?;
             }
@@ -51,13 +48,6 @@ impl Proxies {
                 family(others[at].pid()).into_iter().map(usage::cpu_time).sum()
             }),
         }
-    }
-
-    /// How many connections between two pods of the third node have gone past its agent, and how many more may.
-    pub(super) fn native(&self) -> Result<[f64; 2]> {
-        let Self::Agents(agents) = self else { return Ok([0.0; 2]) };
-        let metrics = agents[2].metrics()?;
-        Ok(["culvert_capture_native_total", "culvert_capture_permits"].map(|name| metrics.sum(name, &[])))
     }
 
     /// Whether a connection to `target` has gone through a tunnel. Of another proxy than ours that is not asked.
@@ -95,6 +85,11 @@ impl Proxies {
             }
         }
     }
+}
+
+/// An agent that carries as many connections as are measured with.
+pub(super) fn agent(mesh: &Mesh, node: &str) -> AgentBuilder {
+    mesh.agent(node).arg("--max-connections").arg(CONNECTIONS)
 }
 
 fn other(mesh: &Mesh, script: &Path, node: &str) -> Result<Process> {

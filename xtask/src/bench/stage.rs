@@ -3,15 +3,16 @@
 //! ```text
 //! node-a   client (mesh)   near (mesh)   outsider   bystander
 //! node-b   server (mesh)   foreign
-//! node-c   one (mesh)      another (mesh)       whose connections go past the agent
 //! ```
+//!
+//! Beside them [`Native`]'s, whose connections go past their agent.
 
 use std::{net::SocketAddr, path::Path as FilePath, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lab::{Mesh, Pod, Process, Service, try_eventually};
 
-use super::proxy::Proxies;
+use super::{native::Native, proxy::Proxies};
 
 /// What a load runs over.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -77,7 +78,8 @@ pub(super) struct Stage {
     near: Pod,
     foreign: Pod,
     bystander: Pod,
-    native: [Pod; 2],
+    /// None beside another proxy, which has no such path.
+    native: Option<Native>,
     service: Service,
     load: PathBuf,
     _servers: Vec<Process>,
@@ -88,7 +90,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Makes nodes and pods, starts servers and agents, and waits until all of them serve.
     pub(super) fn set(load: PathBuf, with: Option<&FilePath>) -> Result<Self> {
-        let mesh = Mesh::builder().nodes(&["node-a", "node-b", "node-c"]).build()?;
+        let mesh = Mesh::new()?;
         mesh.enroll_namespace(MESH)?;
         let inside = |name: &str, node: &str| mesh.pod(name).on(node).namespace(MESH).service_account(name);
         let outside = |name: &str, node: &str| mesh.pod(name).on(node).namespace("outside");
@@ -98,13 +100,13 @@ impl Stage {
         let outsider = outside("outsider", "node-a").start()?;
         let bystander = outside("bystander", "node-a").start()?;
         let foreign = outside("foreign", "node-b").start()?;
-        let native = [inside("one", "node-c").start()?, inside("another", "node-c").start()?];
         let service = mesh.service("server").namespace(MESH).select("app", "server").port(BULK, BULK);
         let service = (PORT..PORT + PORTS).fold(service, |service, port| service.port(port, port)).apply()?;
         let mut servers = Vec::new();
-        for pod in [&near, &server, &bystander, &foreign, &native[1]] {
-            servers.extend(serve(pod, &load)?);
+        for pod in [&near, &server, &bystander, &foreign] {
+            servers.extend(serve(pod, path(&load)?)?);
         }
+        let native = with.is_none().then(|| Native::set(path(&load)?)).transpose()?;
         let proxies = Proxies::start(&mesh, with)?;
         let stage = Self {
             client,
@@ -121,51 +123,38 @@ impl Stage {
             mesh,
         };
         for path in Path::ALL.into_iter().filter(|path| with.is_none() || *path != Path::Native) {
-            let (pod, target) = (stage.source(path), stage.target(path, PORT));
+            let (pod, target) = stage.ends(path, PORT)?;
             try_eventually(PATIENCE, || pod.connect(target))
                 .with_context(|| format!("the path {:?}", path.name()))?;
         }
-        if with.is_none() {
-            stage.permit()?;
-        }
+        stage.native.iter().try_for_each(Native::permit)?;
         Ok(stage)
     }
 
-    /// Has every port permitted on the native path: the first connection to each goes through the agent.
-    fn permit(&self) -> Result<()> {
-        let ports = (PORT..PORT + PORTS).chain([BULK]);
-        for port in ports.clone() {
-            self.native[0].connect(self.target(Path::Native, port))?;
-        }
-        try_eventually(PATIENCE, || {
-            let [_, permits] = self.proxies.native()?;
-            ensure!(permits >= ports.clone().count() as f64, "{permits} ports are permitted");
-            let before = self.proxies.native()?[0];
-            self.native[0].connect(self.target(Path::Native, PORT))?;
-            ensure!(self.proxies.native()?[0] > before, "it goes through the agent");
-            Ok(())
+    /// Who connects, and whereto.
+    ///
+    /// # Errors
+    /// Where there is no such path.
+    pub(super) fn ends(&self, path: Path, port: u16) -> Result<(&Pod, SocketAddr)> {
+        Ok(match path {
+            Path::Plain | Path::Control => (&self.outsider, self.foreign.at_v4(port)),
+            Path::Across => (&self.client, self.server.at_v4(port)),
+            Path::Service => (&self.client, self.service.address(port)),
+            Path::Outward => (&self.client, self.foreign.at_v4(port)),
+            Path::PlainNear => (&self.outsider, self.bystander.at_v4(port)),
+            Path::Near => (&self.client, self.near.at_v4(port)),
+            Path::Native => {
+                let native = self.native.as_ref().context("only our own agents have a native path")?;
+                (&native.client, native.server.at_v4(port))
+            }
         })
-        .context("the native path")
     }
 
-    /// Who connects.
-    pub(super) fn source(&self, path: Path) -> &Pod {
-        match path {
-            Path::Plain | Path::Control | Path::PlainNear => &self.outsider,
-            Path::Across | Path::Service | Path::Outward | Path::Near => &self.client,
-            Path::Native => &self.native[0],
-        }
-    }
-
-    /// Whereto.
-    pub(super) fn target(&self, path: Path, port: u16) -> SocketAddr {
-        match path {
-            Path::Plain | Path::Control | Path::Outward => self.foreign.at_v4(port),
-            Path::Across => self.server.at_v4(port),
-            Path::Service => self.service.address(port),
-            Path::PlainNear => self.bystander.at_v4(port),
-            Path::Near => self.near.at_v4(port),
-            Path::Native => self.native[1].at_v4(port),
+    /// The processor time that each of the proxies of a path has used.
+    pub(super) fn cpu(&self, path: Path) -> [Duration; 2] {
+        match &self.native {
+            Some(native) if path == Path::Native => [native.agent.cpu_time(), Duration::ZERO],
+            _ => self.proxies.cpu(),
         }
     }
 
@@ -177,17 +166,21 @@ impl Stage {
     /// Another server in the mesh on the second node, with an identity that nobody has spoken to.
     pub(super) fn new_server(&self, name: &str) -> Result<(Pod, Vec<Process>)> {
         let pod = self.mesh.pod(name).on("node-b").namespace(MESH).service_account(name).start()?;
-        let servers = serve(&pod, &self.load)?;
+        let servers = serve(&pod, self.load()?)?;
         Ok((pod, servers))
     }
 
     pub(super) fn load(&self) -> Result<&str> {
-        self.load.to_str().context("the path of the load generator is not UTF-8")
+        path(&self.load)
     }
 }
 
-fn serve(pod: &Pod, load: &FilePath) -> Result<Vec<Process>> {
-    let load = load.to_str().context("the path of the load generator is not UTF-8")?;
+fn path(load: &FilePath) -> Result<&str> {
+    load.to_str().context("the path of the load generator is not UTF-8")
+}
+
+/// Starts what answers in a pod.
+pub(super) fn serve(pod: &Pod, load: &str) -> Result<Vec<Process>> {
     let messages = pod.spawn(load, &["serve", "--port", &PORT.to_string()])?;
     messages.until(PATIENCE, || messages.logs().contains("ready"))?;
     let bulk = pod.spawn("iperf3", &["--server", "--forceflush", "--port", &BULK.to_string()])?;
@@ -200,7 +193,7 @@ pub(super) const MESH: &str = "mesh";
 /// The first of the load generator's ports.
 pub(super) const PORT: u16 = 7000;
 /// How many it has: tests/load/src/message.rs.
-const PORTS: u16 = 66;
+pub(super) const PORTS: u16 = 66;
 /// Where iperf3 listens.
 pub(super) const BULK: u16 = 5201;
 /// How long programs may take to come up.
