@@ -87,6 +87,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     control.register(&mut registry);
     let mesh = control.snapshots();
 
+    if args.native {
+        capture::check_native()?;
+    }
     // Before anything else of the node is touched: where an agent of it runs already, nothing must be.
     let socket = args.socket.clone().unwrap_or_else(|| RunFile::Socket.of(&args.node));
     if args.take_over {
@@ -142,7 +145,6 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tokio::spawn(succession::until_handed_over(shutdown.clone(), admin.clone().serve_public(admin_listener)));
     tokio::spawn(admin.serve_private(socket_listener, hand_over));
     if args.native {
-        capture.check_native()?;
         let standing = capture.clone().keep_permits();
         tokio::spawn(shutdown.drain().clone().run_until_cancelled_owned(standing));
     }

@@ -51,7 +51,7 @@ use ipnet::IpNet;
 pub use bypass::Bypass;
 pub use dial::Dialler;
 pub use error::Error;
-pub use native::{MAX_PERMITS, NativeEnded, NativeEnds, NativeSocket};
+pub use native::{MAX_PERMITS, NativeEnded, NativeEnds, NativeSocket, check_native};
 pub use netns::{NetNs, remember_home};
 pub use pod::PodCapture;
 pub use refusals::{Refusal, Refusals};

@@ -159,24 +159,24 @@ impl Generations {
     }
 }
 
-impl Capture {
-    /// Checks that the kernel can do what native connections need.
-    ///
-    /// # Errors
-    /// Where it cannot end a connection, or not tell MPTCP, of which it could end only one path.
-    pub fn check_native(&self) -> Result<(), Error> {
-        let ended = SockDiag::open().and_then(|diag| diag.destroy(&SocketId::nobody()));
-        if ended.is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
-            return Err(Error::NoNative(
-                "it was built without CONFIG_INET_DIAG_DESTROY, and cannot end a connection that policy no longer permits",
-            ));
-        }
-        if !super::programs::tells_mptcp() {
-            return Err(Error::NoNative("it is older than 5.19, and its programs cannot tell MPTCP"));
-        }
-        Ok(())
+/// Checks that the kernel can do what native connections need.
+///
+/// # Errors
+/// Where it cannot end a connection, or not tell MPTCP, of which it could end only one path.
+pub fn check_native() -> Result<(), Error> {
+    let ended = SockDiag::open().and_then(|diag| diag.destroy(&SocketId::nobody()));
+    if ended.is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
+        return Err(Error::NoNative(
+            "it was built without CONFIG_INET_DIAG_DESTROY, and cannot end a connection that policy no longer permits",
+        ));
     }
+    if !super::programs::tells_mptcp() {
+        return Err(Error::NoNative("it is older than 5.19, and its programs cannot tell MPTCP"));
+    }
+    Ok(())
+}
 
+impl Capture {
     /// Stands by the permits of this agent, for as long as it is polled and the node is this agent's.
     pub async fn keep_permits(self: Arc<Self>) {
         loop {
