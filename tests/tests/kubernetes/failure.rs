@@ -85,7 +85,9 @@ fn a_pod_that_is_made_while_its_nodes_agent_is_away_speaks_no_plaintext_and_any_
     drop(nowhere);
     rolled_out(cluster, ROOT, "daemonset/culvert");
     eventually(AGAIN, || is_enrolled(&cluster.get(&["-n", "away", "pod", "early"]).unwrap()));
-    eventually(PATIENCE, || shop.kubectl(&["logs", "early"]).contains("greets"));
+    // It is enrolled before its container is started.
+    let logs = || cluster.kubectl(&["-n", "away", "logs", "early"], "");
+    eventually(PATIENCE, || logs().is_ok_and(|logs| logs.contains("greets")));
     let captured = capture.stop().unwrap();
     assert!(!captured.contains("from-the-early-pod"), "it was read on the wire");
 }
