@@ -17,7 +17,7 @@ use agent_ebpf::{Address, HBONE_PORT, Pod, Socket, Tuple, from_bytes, kind, maps
 use super::{
     Capture, NetNs,
     native::is_native,
-    sock_diag::{Listed, SockDiag, SocketId, states},
+    sock_diag::{self, Listed, SockDiag, SocketId, states},
     sys,
 };
 
@@ -66,18 +66,7 @@ pub(super) fn find(capture: &Capture, netns: &NetNs, pod: &Pod) -> io::Result<Ve
 
 /// Ends one.
 pub(super) fn destroy(netns: &NetNs, bypass: &Bypass) -> io::Result<()> {
-    let diag = netns.run(SockDiag::open)??;
-    match diag.destroy(&bypass.id) {
-        Err(error) => match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ESTALE) => Ok(()),
-            Some(libc::EOPNOTSUPP) => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel cannot end a connection: it was built without CONFIG_INET_DIAG_DESTROY",
-            )),
-            _ => Err(error),
-        },
-        Ok(()) => Ok(()),
-    }
+    sock_diag::end(netns, &bypass.id)
 }
 
 impl Listening {

@@ -93,7 +93,7 @@ pub enum Error {
         ports: usize,
     },
     /// Native connections cannot be had.
-    #[error("--native: the kernel cannot do it: {0}")]
+    #[error("--native: {0}")]
     NoNative(&'static str),
     /// A pod shares its layer-2 segment with others.
     #[error(transparent)]

@@ -29,6 +29,7 @@ mod plaintext;
 mod pod;
 mod programs;
 mod refusals;
+mod ring;
 mod segment;
 mod slots;
 mod sock_diag;

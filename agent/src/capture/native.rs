@@ -17,14 +17,14 @@ use std::{
 };
 
 use agent_ebpf::{MAX_NATIVE, NativeEnd, NativeKey, NativePermit, Pulse, Socket, from_bytes, kind, maps};
-use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError, RingBuf};
-use tokio::io::{Interest, unix::AsyncFd};
+use aya::maps::{Array, HashMap as BpfHashMap, MapData, MapError};
 
 use super::{
     Capture, Error, NetNs, PodCapture, Shared,
     error::absent_is_fine,
+    ring::Ring,
     segment,
-    sock_diag::{SockDiag, SocketId, states},
+    sock_diag::{self, SockDiag, SocketId, states},
     sys,
 };
 
@@ -93,7 +93,7 @@ pub struct NativeEnded {
 
 /// The ends of native connections, one after another. What comes faster than it is read is lost, and counted
 /// ([`Stats`](super::Stats)).
-pub struct NativeEnds(AsyncFd<RingBuf<MapData>>);
+pub struct NativeEnds(Ring<NativeEnd>);
 
 impl Permits {
     /// Takes the maps over and empties them: what an earlier agent permitted counts no more.
@@ -167,11 +167,11 @@ pub fn check_native() -> Result<(), Error> {
     let ended = SockDiag::open().and_then(|diag| diag.destroy(&SocketId::nobody()));
     if ended.is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
         return Err(Error::NoNative(
-            "it was built without CONFIG_INET_DIAG_DESTROY, and cannot end a connection that policy no longer permits",
+            "the kernel was built without CONFIG_INET_DIAG_DESTROY, and cannot end a connection that policy no longer permits",
         ));
     }
     if !super::programs::tells_mptcp() {
-        return Err(Error::NoNative("it is older than 5.19, and its programs cannot tell MPTCP"));
+        return Err(Error::NoNative("the kernel is older than 5.19, and its programs cannot tell MPTCP"));
     }
     Ok(())
 }
@@ -207,10 +207,7 @@ impl Capture {
     pub fn native_ends(&self) -> io::Result<NativeEnds> {
         let taken = || io::Error::other("the ends of native connections have a reader already");
         let ring = self.tables.take_native_ends().ok_or_else(taken)?;
-        #[expect(unsafe_code, reason = "the runtime wants the promise that the descriptor stays what it is")]
-        // SAFETY: the descriptor is the map's, which the ring buffer owns and never closes or replaces.
-        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
-        Ok(NativeEnds(ring?))
+        Ring::new(ring).map(NativeEnds)
     }
 }
 
@@ -291,11 +288,7 @@ impl PodCapture {
     /// # Errors
     /// Where the kernel refuses.
     pub fn destroy_native(&self, socket: &NativeSocket) -> io::Result<()> {
-        let diag = self.netns().run(SockDiag::open)??;
-        match diag.destroy(&socket.id) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(()),
-            ended => ended,
-        }
+        sock_diag::end(self.netns(), &socket.id)
     }
 
     /// Returns whether a permit is one that this agent gave.
@@ -308,14 +301,10 @@ impl NativeEnds {
     /// Waits for the next one, and for those that follow it closely. Cancel safe: one is taken only where it is returned.
     pub async fn next(&mut self) -> NativeEnded {
         loop {
-            if let Some(end) = self.0.get_mut().next().and_then(|item| from_bytes::<NativeEnd>(&item)) {
+            if let Some(end) = self.0.take() {
                 return NativeEnded::from(end);
             }
-            let Ok(mut ready) = self.0.readable_mut().await else {
-                // The runtime is shutting down, and this task with it.
-                return std::future::pending().await;
-            };
-            ready.clear_ready();
+            self.0.more().await;
             // The kernel wakes a reader only where it has read all that there was before (kernel/bpf/ringbuf.c).
             tokio::time::sleep(TOGETHER).await;
         }

@@ -10,7 +10,10 @@ use std::{
 
 use nix::sys::socket::SockProtocol;
 
-use super::netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attribute, find};
+use super::{
+    NetNs,
+    netlink::{NLM_F_ACK, NLM_F_DUMP, Netlink, attribute, find},
+};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -97,6 +100,19 @@ impl SockDiag {
         self.0.send(SOCK_DESTROY, NLM_F_ACK, &id.request(u32::MAX))?;
         self.0.receive(|_| Ok(()))
     }
+}
+
+/// Ends a connection of a namespace, as [`SockDiag::destroy`] does. That it has ended already is no error.
+pub(super) fn end(netns: &NetNs, id: &SocketId) -> io::Result<()> {
+    let diag = netns.run(SockDiag::open)??;
+    diag.destroy(id).or_else(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESTALE) => Ok(()),
+        Some(libc::EOPNOTSUPP) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel cannot end a connection: it was built without CONFIG_INET_DIAG_DESTROY",
+        )),
+        _ => Err(error),
+    })
 }
 
 impl SocketId {

@@ -17,6 +17,9 @@ use crate::world::{PORT, World, connect_from, open, policy, wait_refused};
 const NATIVE: &str = "culvert_capture_native_total";
 const CAPTURED: &str = "culvert_capture_connections_total";
 
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                      metadata: {name: strict, namespace: default}\nspec: {mtls: {mode: STRICT}}\n";
+
 fn start() -> World {
     World::with(|_| vec!["--native".to_owned()])
 }
@@ -112,9 +115,7 @@ fn under_strict_the_permitted_pair_goes_natively_and_plaintext_is_refused() {
     let echo = server.serve(PORT, tcp::echo).unwrap();
     let outside = mesh.pod("outside").start().unwrap();
     open(&outside, server.at(PORT));
-    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
-                  metadata: {name: strict, namespace: default}\nspec: {mtls: {mode: STRICT}}\n";
-    mesh.apply("strict.yaml", strict).unwrap();
+    mesh.apply("strict.yaml", STRICT).unwrap();
     eventually(PATIENCE, || outside.connect(server.at(PORT)).is_err());
     let mut stream = open_natively(agent, client, server.at(PORT));
     let accepted = echo.accepted();
@@ -325,9 +326,7 @@ fn pods_on_a_bridge_never_go_past_the_agent_and_nobody_beside_them_reads_or_pose
     }
     assert!(agent.logs().contains("shares a bridge"), "{}", agent.logs());
     // Who has taken the client's address is let in as plaintext is, and not as the client.
-    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
-                  metadata: {name: strict, namespace: default}\nspec: {mtls: {mode: STRICT}}\n";
-    mesh.apply("strict.yaml", strict).unwrap();
+    mesh.apply("strict.yaml", STRICT).unwrap();
     eventually(PATIENCE, || attacker.connect(server.at_v4(PORT)).is_err());
     attacker.sh(&format!("ip addr add {}/32 dev eth0", client.ipv4())).unwrap();
     let accepted = echo.accepted();

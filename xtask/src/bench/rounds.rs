@@ -29,10 +29,8 @@ impl Plan {
             options.load.is_empty() || options.load.iter().any(|part| load.name().contains(part))
         };
         let named = |path: &Path| options.path.iter().any(|part| path.name().contains(part.as_str()));
-        // Another proxy than ours has no such path.
-        let there = |path: &Path| options.with.is_none() || *path != Path::Native;
-        let wanted_path = |path: &Path| there(path) && (options.path.is_empty() || named(path));
-        let chosen: Vec<_> = Path::ALL.into_iter().filter(wanted_path).collect();
+        let wanted_path = |path: &Path| options.path.is_empty() || named(path);
+        let chosen: Vec<_> = Path::all(options.with.is_none()).filter(wanted_path).collect();
         // Nothing is a ratio without what it is compared with.
         let is_base = |path: &Path| chosen.iter().any(|chosen| chosen.base() == Some(*path));
         let paths = Path::ALL.into_iter().filter(|path| {

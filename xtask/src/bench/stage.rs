@@ -47,6 +47,11 @@ impl Path {
         Self::Native,
     ];
 
+    /// Those that there are; another proxy than our agents has no native one.
+    pub(super) fn all(agents: bool) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |path| agents || *path != Self::Native)
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -122,7 +127,7 @@ impl Stage {
             proxies,
             mesh,
         };
-        for path in Path::ALL.into_iter().filter(|path| with.is_none() || *path != Path::Native) {
+        for path in Path::all(with.is_none()) {
             let (pod, target) = stage.ends(path, PORT)?;
             try_eventually(PATIENCE, || pod.connect(target))
                 .with_context(|| format!("the path {:?}", path.name()))?;

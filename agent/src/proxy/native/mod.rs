@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{admission::Admission, context::Context, pod::Shared};
+use super::{context::Context, pod::Shared};
 use crate::{
     capture::MAX_PERMITS,
     identity::{Pair, SvidStore},
@@ -107,10 +107,9 @@ impl Native {
         pair: Arc<Pair>,
         (svids, shutdown): (SvidStore, Shutdown),
     ) {
-        let Permit { source, destination, client, target, .. } = &*permit;
+        let Permit { source, destination, target, .. } = &*permit;
         let mut changes = Changes::subscribe(&permit);
-        let mut admission =
-            Admission::new(destination.subscribe(), client.ip(), Some(permit.identity.clone()), *target);
+        let mut admission = permit.admission();
         let given = if admission.is_permitted() { give(&permit).await } else { Err(None) };
         let generation = match given {
             Ok(generation) => generation,

@@ -31,7 +31,7 @@ pub(in crate::proxy) struct Permit {
     pub(in crate::proxy) source: Arc<Shared>,
     pub(in crate::proxy) destination: Arc<Shared>,
     /// The client's address, with no port that matters.
-    pub(super) client: SocketAddr,
+    client: SocketAddr,
     pub(in crate::proxy) target: SocketAddr,
     /// Whose certificate the source has.
     pub(in crate::proxy) identity: Identity,
