@@ -123,7 +123,9 @@ pub(super) enum LocalError {
     Lapsed(Arc<PairLapsed>),
     #[error("the destination: {0}")]
     Ended(#[from] Ended),
-    #[error("it went past the agent, which is not safe any more: of a pod {0}")]
+    #[error(
+        "it went past the agent (--native), which is not safe any more for one of the two pods: {0}; the next connection goes through the agent"
+    )]
     Shared(capture::Shared),
 }
 

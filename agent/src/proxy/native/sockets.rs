@@ -19,8 +19,9 @@ pub(super) async fn unused(permit: &Arc<Permit>, generation: u64, shutdown: &Shu
         sleep(if shutdown.drain().is_cancelled() { DRAINING } else { LOOK_AGAIN }).await;
         let looking = Arc::clone(permit);
         let any = spawn_blocking(move || {
-            let of = |pod: &Shared| pod.capture.native_sockets().unwrap_or_default();
-            of(&looking.source).iter().any(|socket| socket.generation == generation)
+            // Where that cannot be told, there may be some: they are held to policy until it can.
+            listed(&looking.source)
+                .is_none_or(|found| found.iter().any(|socket| socket.generation == generation))
         });
         looks_without = if any.await.unwrap_or(true) { 0 } else { looks_without + 1 };
     }
@@ -45,21 +46,24 @@ pub(super) async fn end(permit: &Arc<Permit>, generation: u64) {
     }
 }
 
+/// Returns a pod's native sockets; none where the kernel does not tell. Blocks.
+fn listed(pod: &Shared) -> Option<Vec<capture::NativeSocket>> {
+    let sockets = pod.capture.native_sockets();
+    sockets
+        .inspect_err(
+            |error| tracing::error!(pod = %pod.workload(), %error, "native connections cannot be listed"),
+        )
+        .ok()
+}
+
 /// Ends those of a pod's native sockets that are wanted, and returns how many. Blocks.
 fn destroy(
     pod: &Shared,
     wanted: impl Fn(&capture::NativeSocket) -> bool,
     note: impl Fn(&capture::NativeSocket),
 ) -> usize {
-    let sockets = match pod.capture.native_sockets() {
-        Ok(sockets) => sockets,
-        Err(error) => {
-            tracing::error!(pod = %pod.workload(), %error, "native connections that are to end cannot be listed");
-            return 0;
-        }
-    };
     let mut ended = 0;
-    for socket in sockets.iter().filter(|socket| wanted(socket)) {
+    for socket in listed(pod).unwrap_or_default().iter().filter(|socket| wanted(socket)) {
         note(socket);
         match pod.capture.destroy_native(socket) {
             Ok(()) => ended += 1,
