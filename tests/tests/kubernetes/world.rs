@@ -131,7 +131,12 @@ impl Shop {
         if enrolled {
             shop.wait_enrolled(true);
         }
-        // Before there was anybody to answer it was refused.
+        // Before there was anybody to answer it was refused: also by whoever had not heard yet that the pods are ready.
+        eventually(PATIENCE, || {
+            let answers = shop.answers();
+            let last = answers.last().cloned().unwrap_or_default();
+            last.starts_with("200 ").then_some(()).ok_or(last)
+        });
         shop.exec("client", ": > /tmp/answers");
         shop.wait_answers(5);
         shop
@@ -195,7 +200,13 @@ impl Shop {
                 println!("--- {}, the last first:\n{}", node.name(), last.join("\n"));
             }
         }
-        assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
+        assert!(
+            failed.is_empty(),
+            "{} of {} failed, each with when it came:\n{}",
+            failed.len(),
+            answers.len(),
+            answers.join("\n")
+        );
     }
 
     /// Asserts that no container was started again and no probe made a pod unready.
@@ -313,5 +324,5 @@ spec:
   - name: client
     image: IMAGE
     imagePullPolicy: Never
-    command: [bash, -c, "while sleep 0.1; do curl -s -m 5 -o /dev/null -w '%{http_code} %{errormsg}\n' http://web/MARKER >> /tmp/answers; done"]
+    command: [bash, -c, "while sleep 0.1; do said=$(curl -s -m 5 -o /dev/null -w '%{http_code} %{errormsg}' http://web/MARKER); printf '%s, at %(%T)T\\n' \"$said\" >> /tmp/answers; done"]
 "#;
