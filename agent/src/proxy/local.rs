@@ -126,7 +126,7 @@ pub(super) enum LocalError {
     #[error(
         "it went past the agent (--native), which is not safe any more for one of the two pods: {0}; the next connection goes through the agent"
     )]
-    Shared(capture::Shared),
+    Shared(Arc<capture::Shared>),
 }
 
 impl LocalError {

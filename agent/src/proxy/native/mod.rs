@@ -14,6 +14,7 @@
 
 mod ends;
 mod permit;
+mod segments;
 mod sockets;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
     shutdown::Shutdown,
 };
 use permit::{Changes, Permit, give, over, renewed};
+use segments::Segments;
 use sockets::{end, unused};
 
 pub use ends::follow as follow_native_ends;
@@ -47,6 +49,7 @@ pub(super) struct Native {
     heritage: Duration,
     /// The main runtime: what carries connections has others.
     runtime: Handle,
+    segments: Segments,
     table: Arc<Mutex<Table>>,
 }
 
@@ -66,7 +69,13 @@ type Key = (u64, SocketAddr);
 impl Native {
     /// Prepares to give permits where it is wanted. Must be called within a Tokio runtime.
     pub(super) fn new(enabled: bool, heritage: Duration) -> Self {
-        Self { enabled, heritage, runtime: Handle::current(), table: Arc::default() }
+        Self {
+            enabled,
+            heritage,
+            runtime: Handle::current(),
+            segments: Segments::default(),
+            table: Arc::default(),
+        }
     }
 
     /// Has the next connections of the kind go past the agent: from `client`'s address, an own one of the source's, to `target`, an
@@ -125,7 +134,7 @@ impl Native {
         self.lock().hold(generation, &permit);
         let standing = tokio::select! {
             biased;
-            ended = over(&permit, &pair, &mut admission, &shutdown) => Err(ended),
+            ended = over(&permit, &pair, &mut admission, (&self.segments, &shutdown)) => Err(ended),
             () = changes.any(&permit, &shutdown) => Ok(()),
             () = renewed(&pair, &svids) => Ok(()),
         };
@@ -137,7 +146,7 @@ impl Native {
             Err(ended) => Some(ended),
             Ok(()) => tokio::select! {
                 biased;
-                ended = over(&permit, &pair, &mut admission, &shutdown) => Some(ended),
+                ended = over(&permit, &pair, &mut admission, (&self.segments, &shutdown)) => Some(ended),
                 () = unused(&permit, generation, &shutdown) => None,
             },
         };

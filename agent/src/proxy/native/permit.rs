@@ -17,6 +17,7 @@ use super::{
         terms::Terms,
     },
     LOOK_AGAIN,
+    segments::Segments,
 };
 use crate::{
     capture,
@@ -126,28 +127,22 @@ pub(super) async fn renewed(pair: &Pair, svids: &SvidStore) {
 }
 
 /// Returns when one of the two pods is found on a segment that others share.
-async fn shared(permit: &Arc<Permit>) -> capture::Shared {
-    loop {
-        sleep(LOOK_AGAIN).await;
-        let looking = Arc::clone(permit);
-        let looked = spawn_blocking(move || {
-            looking.source.capture.check_segment(looking.client.ip())?;
-            looking.destination.capture.check_segment(looking.target.ip())
-        });
-        if let Ok(Err(why)) = looked.await {
-            let (source, destination) = (permit.source.workload(), permit.destination.workload());
-            tracing::warn!(%source, %destination, %why, "connections between these two pods go through the agent again");
-            return why;
-        }
-    }
+async fn shared(permit: &Permit, segments: &Segments) -> Arc<capture::Shared> {
+    let why = tokio::select! {
+        why = segments.shared(&permit.source, permit.client.ip()) => why,
+        why = segments.shared(&permit.destination, permit.target.ip()) => why,
+    };
+    let (source, destination) = (permit.source.workload(), permit.destination.workload());
+    tracing::warn!(%source, %destination, %why, "connections between these two pods go through the agent again");
+    why
 }
 
 /// Returns why the connections may not go on.
 pub(super) async fn over(
-    permit: &Arc<Permit>,
+    permit: &Permit,
     pair: &Pair,
     admission: &mut Admission,
-    shutdown: &Shutdown,
+    (segments, shutdown): (&Segments, &Shutdown),
 ) -> LocalError {
     tokio::select! {
         biased;
@@ -156,6 +151,6 @@ pub(super) async fn over(
         () = permit.destination.gone.cancelled() => Ended::Gone.into(),
         lapsed = pair.lapsed() => LocalError::Lapsed(lapsed),
         refused = admission.revoked() => LocalError::Broken(DeliveryError::Refused(refused)),
-        why = shared(permit) => LocalError::Shared(why),
+        why = shared(permit, segments) => LocalError::Shared(why),
     }
 }
