@@ -148,7 +148,9 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         let standing = capture.clone().keep_permits();
         tokio::spawn(shutdown.drain().clone().run_until_cancelled_owned(standing));
     }
-    tokio::spawn(proxy::follow_native_ends(context.clone(), capture.clone()));
+    if args.native || capture.has_predecessor() {
+        tokio::spawn(proxy::follow_native_ends(context.clone(), capture.clone()));
+    }
     tokio::spawn(proxy::follow_refusals(context.clone(), capture));
     tokio::spawn(runtime.serve(control.complete(), mesh.clone(), enroller.status(), shutdown.clone()));
     tracing::info!(node = args.node, %trust_domain, admin = %args.admin, socket = %socket.display(), "the agent has started");

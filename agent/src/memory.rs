@@ -35,13 +35,18 @@ const HEAP_THRESHOLD: libc::c_int = 1024 * 1024;
 /// Lets go of the program's own code and constants now and then, for ever. Most of them served once, at the start or for a
 /// new pod; what is needed again is mapped again from the page cache, some 64 KiB at a time.
 pub async fn keep_program_small() {
+    let mut pause = START;
     loop {
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(pause).await;
+        pause = INTERVAL;
         if let Err(error) = release_program() {
             tracing::debug!(%error, "the program stays mapped");
         }
     }
 }
+
+/// When the start is over, on a node with few pods.
+const START: Duration = Duration::from_secs(3);
 
 const INTERVAL: Duration = Duration::from_secs(15);
 

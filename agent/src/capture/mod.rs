@@ -218,6 +218,11 @@ impl Capture {
         }
     }
 
+    /// Returns whether an earlier agent left pods enrolled, which may have connections that it let past.
+    pub fn has_predecessor(&self) -> bool {
+        self.slots.are_adopted()
+    }
+
     /// Returns the plaintext that the kernel refuses, of all pods. There is one reader: it can be had once.
     ///
     /// # Errors

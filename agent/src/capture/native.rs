@@ -207,7 +207,7 @@ impl Capture {
     pub fn native_ends(&self) -> io::Result<NativeEnds> {
         let taken = || io::Error::other("the ends of native connections have a reader already");
         let ring = self.tables.take_native_ends().ok_or_else(taken)?;
-        Ring::new(ring).map(NativeEnds)
+        Ring::new(ring.map_err(io::Error::other)?).map(NativeEnds)
     }
 }
 

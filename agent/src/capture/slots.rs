@@ -61,6 +61,11 @@ impl Slots {
         Ok(index)
     }
 
+    /// Returns whether an earlier agent enrolled any pod that is still known.
+    pub(super) fn are_adopted(&self) -> bool {
+        self.lock().by_netns.values().any(|slot| slot.adopted)
+    }
+
     /// Returns whether an earlier agent enrolled the pod.
     pub(super) fn is_adopted(&self, netns: u64) -> bool {
         self.lock().by_netns.get(&netns).is_some_and(|slot| slot.adopted)

@@ -41,7 +41,8 @@ pub(super) struct Tables {
     node: Mutex<Node>,
     refusals: Mutex<Option<RingBuf<MapData>>>,
     permits: Mutex<Permits>,
-    native_ends: Mutex<Option<RingBuf<MapData>>>,
+    /// Not mapped before somebody reads it: it would count as half a megabyte of the agent.
+    native_ends: Mutex<Option<Map>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -73,7 +74,7 @@ impl Tables {
             )?),
             refusals: Mutex::new(Some(take(ebpf, maps::REFUSALS)?)),
             permits: Mutex::new(Permits::clear(take(ebpf, maps::NATIVE)?, take(ebpf, maps::PULSE)?)?),
-            native_ends: Mutex::new(Some(take(ebpf, maps::NATIVE_ENDS)?)),
+            native_ends: Mutex::new(ebpf.take_map(maps::NATIVE_ENDS)),
             counters: take(ebpf, maps::COUNTERS)?,
         })
     }
@@ -192,8 +193,8 @@ impl Tables {
     }
 
     /// Takes the ring buffer of ended native connections; none where it has been taken.
-    pub(super) fn take_native_ends(&self) -> Option<RingBuf<MapData>> {
-        lock(&self.native_ends).take()
+    pub(super) fn take_native_ends(&self) -> Option<Result<RingBuf<MapData>, MapError>> {
+        lock(&self.native_ends).take().map(TryFrom::try_from)
     }
 
     /// Starts capture: the namespace's connects are looked at from now on.
