@@ -316,6 +316,18 @@ async fn peer_without_post_quantum_keys_is_served() {
 }
 
 #[tokio::test]
+async fn a_record_is_the_same_whichever_library_makes_it() {
+    let pair = Pair::new();
+    for suite in [tls::AWS_LC, tls::RING].concat() {
+        let provider = CryptoProvider { cipher_suites: vec![suite], ..(*tls::provider()).clone() };
+        let client = pair.foreign_client(provider).with_client_cert_resolver(pair.client.clone());
+        let Ends { client, server } = handshake(client, pair.server_config()).await;
+        client.unwrap();
+        server.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn suites_other_than_aes_gcm_are_refused() {
     let pair = Pair::new();
     let cipher_suites = vec![cipher_suite::TLS13_CHACHA20_POLY1305_SHA256];
