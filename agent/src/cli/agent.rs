@@ -89,7 +89,7 @@ pub struct AgentArgs {
 
     /// For how many microseconds such a thread looks for more before it sleeps, while what it carries comes that closely; it
     /// yields its processor to others meanwhile. 0: not at all.
-    #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", default_value = "100", value_parser = clap::value_parser!(u16).range(..=1000))]
+    #[arg(long, env = "CULVERT_BUSY_POLL", value_name = "MICROSECONDS", default_value = "200", value_parser = clap::value_parser!(u16).range(..=1000))]
     pub busy_poll: u16,
 
     /// Let connections between two pods of the node go past the agent, from the one's socket to the other's, once it has let one
