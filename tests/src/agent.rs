@@ -275,6 +275,11 @@ impl Agent {
         self.process().rss()
     }
 
+    /// What of that is its own in bytes, and not a file's.
+    pub fn own_memory(&self) -> u64 {
+        self.process().own_memory()
+    }
+
     /// Its threads.
     pub fn threads(&self) -> u64 {
         self.process().threads()

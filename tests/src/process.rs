@@ -130,6 +130,11 @@ impl Process {
         usage::rss(self.pid)
     }
 
+    /// What of that is its own in bytes, and not a file's.
+    pub fn own_memory(&self) -> u64 {
+        usage::own_memory(self.pid)
+    }
+
     /// Its threads.
     pub fn threads(&self) -> u64 {
         usage::threads(self.pid)

@@ -7,6 +7,11 @@ pub fn rss(pid: u32) -> u64 {
     status_field(pid, "VmRSS:") * 1024
 }
 
+/// What of that is the process's own, in bytes: neither its program nor other files, which come and go with what it runs.
+pub fn own_memory(pid: u32) -> u64 {
+    status_field(pid, "RssAnon:") * 1024
+}
+
 /// The processor time that a process has used, in user space and in the kernel.
 pub fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -262,7 +262,7 @@ fn readers_that_stall_cost_bounded_memory_and_hold_up_no_other_stream() {
     };
     exchange();
     for client_reads in [false, true] {
-        let before = world.agents.each_ref().map(Agent::rss);
+        let before = world.agents.each_ref().map(Agent::own_memory);
         let pairs: Vec<_> = (0..STALLED).map(|_| world.pair(&listener)).collect();
         let ends = pairs.iter().map(
             |Pair { client, server }| {
@@ -279,7 +279,7 @@ fn readers_that_stall_cost_bounded_memory_and_hold_up_no_other_stream() {
             .agents
             .iter()
             .zip(before)
-            .map(|(agent, before)| agent.rss().saturating_sub(before))
+            .map(|(agent, before)| agent.own_memory().saturating_sub(before))
             .collect();
         println!("client reads: {client_reads}; sent {}; grown by {grown:?} bytes", sent.iter().sum::<u64>());
         for (agent, grown) in world.agents.iter().zip(&grown) {

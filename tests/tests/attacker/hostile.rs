@@ -79,7 +79,7 @@ fn http2_that_means_harm_harms_nobody_else() {
     let world = World::start();
     let attacker = world.mesh.pod("attacker").on("node-a").start().unwrap();
     world.assert_well("the beginning");
-    let (memory, files) = (world.b.rss(), world.b.fd_count());
+    let (memory, files) = (world.b.own_memory(), world.b.fd_count());
     let application = world.server.at_v4(PORT).to_string();
     let attacks = [
         "garbage",
@@ -99,7 +99,7 @@ fn http2_that_means_harm_harms_nobody_else() {
         world.assert_well(name);
     }
     // All of it one after the other, and what an allocator keeps; a flood that is collected would be far more.
-    let grown = world.b.rss().saturating_sub(memory);
+    let grown = world.b.own_memory().saturating_sub(memory);
     assert!(grown < 256 << 20, "{grown} bytes more");
     eventually(PATIENCE, || world.b.fd_count() <= files + 4);
 }
