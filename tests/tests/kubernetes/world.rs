@@ -137,6 +137,7 @@ impl Shop {
             let last = answers.last().cloned().unwrap_or_default();
             last.starts_with("200 ").then_some(()).ok_or(last)
         });
+        shop.wait_served_outside_the_mesh();
         shop.exec("client", ": > /tmp/answers");
         shop.wait_answers(5);
         shop
@@ -160,6 +161,23 @@ impl Shop {
         eventually(PATIENCE, || {
             let wrong = self.pods().into_iter().find(|pod| is_enrolled(pod) != enrolled);
             wrong.map_or(Ok(()), |pod| Err(format!("{}", pod["metadata"]["annotations"])))
+        });
+    }
+
+    /// Waits until kube-proxy on the client's node serves `web`. In the mesh nobody asks it; who leaves the mesh does, and it may
+    /// still be trying to reach an API server that was away.
+    fn wait_served_outside_the_mesh(&self) {
+        let service = self.cluster.get(&["-n", &self.namespace, "service", "web"]).unwrap();
+        let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
+        let node = self.cluster.node("node-a");
+        eventually(PATIENCE, || {
+            let mut curl = node.enter_command("curl").map_err(|error| format!("{error:#}"))?;
+            let said = curl.args(["-sS", "-m", "2", "-o", "/dev/null", &format!("http://{address}")]);
+            let said = said.output().map_err(|error| error.to_string())?;
+            said.status
+                .success()
+                .then_some(())
+                .ok_or_else(|| String::from_utf8_lossy(&said.stderr).into_owned())
         });
     }
 
