@@ -32,6 +32,8 @@ fn bytes_that_are_no_tls_end_the_connection_and_leave_nothing() {
     let random: Vec<u8> = (0..20_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let http = b"GET / HTTP/1.1\r\nHost: server\r\n\r\n".as_slice();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    // Their lines come a little later than their ends.
+    eventually(PATIENCE, || b.access_log().iter().filter(|record| record.is_ok()).count() >= 2);
     let before = (b.fd_count(), b.access_log().len());
     let mut held = Vec::new();
     for _ in 0..50 {
