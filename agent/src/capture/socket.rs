@@ -28,7 +28,7 @@ pub fn end_cleanly(socket: &impl AsFd) -> io::Result<()> {
 
 /// Has a socket whose peer is on this node send as fast as that reads, and without a timer for each piece: where the node's
 /// congestion control is one that paces (BBR), it would set one (net/ipv4/tcp_output.c, `tcp_pacing_check`). Reno is in every
-/// kernel and open to everybody.
+/// kernel, and where a node has restricted it CAP_NET_ADMIN is enough.
 pub(super) fn never_pace(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_tcp_congestion(b"reno")
 }

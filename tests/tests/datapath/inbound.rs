@@ -9,11 +9,12 @@ use culvert::{
     capture::{Dialler, PodCapture, end_cleanly},
     mesh::Plaintext,
 };
+use nix::sys::socket::{getsockopt, sockopt::TcpCongestion};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     raw,
-    world::{OUT4, OUT6, POD4, POD6, World, addr, blocking, echo, eventually, ip, listen},
+    world::{MESH4, OUT4, OUT6, POD4, POD6, World, addr, blocking, echo, eventually, ip, listen},
 };
 
 /// Clients that exist nowhere in the suite.
@@ -62,6 +63,25 @@ fn the_application_sees_its_client() {
     check(&world, &pod, "10.77.0.2:8001", "10.77.0.2:8001", CLIENT4, CLIENT4);
     check(&world, &pod, "[::]:8002", "[fd77::2]:8002", CLIENT6, CLIENT6);
     check(&world, &pod, "[::]:8003", "10.77.0.2:8003", CLIENT4, "[::ffff:10.88.0.9]:45678");
+}
+
+#[test]
+fn the_agents_sockets_toward_applications_are_not_paced() {
+    let congestion = |stream: &TcpStream| getsockopt(stream, TcpCongestion).expect("TCP_CONGESTION");
+    let world = World::new();
+    let pod = world.enroll();
+    let server = world.pod.run(|| listen("0.0.0.0:8000"));
+    let dialled = dial(&pod.dialler(), "10.77.0.2:8000", CLIENT4).expect("dialling");
+    let (application, _) = server.accept().expect("accepting");
+    let listener = pod.outbound_listeners().expect("listeners").remove(0);
+    blocking(&listener);
+    let client = world.pod.run(|| TcpStream::connect(addr(MESH4))).expect("connecting");
+    let (captured, _) = listener.accept().expect("accepting");
+    assert_eq!([&dialled, &captured].map(congestion), ["reno"; 2]);
+    // Applications' own sockets keep what the node has.
+    for theirs in [&application, &client] {
+        assert_ne!(congestion(theirs), "reno");
+    }
 }
 
 #[test]
@@ -284,14 +304,13 @@ fn draining_refuses_what_is_new_and_keeps_what_waits() {
     let pod = world.enroll();
     let listener = pod.outbound_listeners().expect("listeners").remove(0);
     blocking(&listener);
-    let mut waiting = world.pod.run(|| TcpStream::connect(addr(crate::world::MESH4)).expect("connecting"));
+    let mut waiting = world.pod.run(|| TcpStream::connect(addr(MESH4)).expect("connecting"));
     pod.drain().expect("draining");
-    let late =
-        world.pod.run(|| TcpStream::connect(addr(crate::world::MESH4)).expect_err("connected to nobody"));
+    let late = world.pod.run(|| TcpStream::connect(addr(MESH4)).expect_err("connected to nobody"));
     assert_eq!(late.kind(), ErrorKind::ConnectionRefused);
     assert_eq!(world.stats().refused_no_agent, 1);
     let (mut accepted, _) = listener.accept().expect("what waited was lost");
-    assert_eq!(pod.orig_dst(&accepted).expect("captured").to_string(), crate::world::MESH4);
+    assert_eq!(pod.orig_dst(&accepted).expect("captured").to_string(), MESH4);
     waiting.write_all(b"x").expect("writing");
     accepted.read_exact(&mut [0]).expect("reading");
     eventually("no handshake is left", || world.stats().handshakes == 0);

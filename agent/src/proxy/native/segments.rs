@@ -7,11 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{
-    sync::watch,
-    task::spawn_blocking,
-    time::{Instant, MissedTickBehavior, interval_at},
-};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use super::{super::pod, LOOK_AGAIN};
 use crate::capture;
@@ -63,10 +59,8 @@ impl Segments {
     where
         F: Fn() -> Result<(), capture::Shared> + Send + Sync + 'static,
     {
-        let mut next = interval_at(Instant::now() + LOOK_AGAIN, LOOK_AGAIN);
-        next.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            next.tick().await;
+            sleep(LOOK_AGAIN).await;
             if !self.is_wanted(key) {
                 return;
             }
@@ -103,7 +97,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    use tokio::{task::yield_now, time::sleep};
+    use tokio::task::yield_now;
 
     use super::*;
 
