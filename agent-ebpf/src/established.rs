@@ -11,7 +11,7 @@ use aya_ebpf::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
     },
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt},
     programs::SockOpsContext,
 };
 
@@ -91,6 +91,9 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         // Without room the application sees the redirected address: a wrong name, and a connection that works.
         let _ = NAMES.insert(tuple, name, 0);
     }
+    if kind == kind::CAPTURED || kind == kind::DIAL {
+        never_pace(ctx);
+    }
     watch(ctx);
 }
 
@@ -141,6 +144,7 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         }
         _ => return state::end(&there),
     };
+    never_pace(ctx);
     let known = Socket::new(kind, (address, port), (there.local, there.local_port.into()));
     // Without memory the agent finds no destination and refuses; an application sees loopback.
     let _ = state::remember(sk, known);
@@ -182,6 +186,30 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: the number is compared at once.
     if socket.kind == kind::CAPTURED && unsafe { NAMES.get(tuple) }.is_some_and(|name| name.owner == owner) {
         let _ = NAMES.remove(tuple);
+    }
+}
+
+/// Has one end of a connection between an application and the agent, both on this node, send as fast as the other reads,
+/// where the congestion control that it has is one that paces (BBR): that sets a timer for nearly each piece
+/// (net/ipv4/tcp_output.c, `tcp_pacing_check`), for bytes that leave the node in a tunnel, by whose congestion control they
+/// are paced. To be called before the socket is established, when the kernel begins with it: a socket that has begun to pace
+/// goes on. Where it fails, the socket stays as it is.
+#[inline(always)]
+fn never_pace(ctx: &SockOpsContext) {
+    const SOL_TCP: i32 = 6;
+    const TCP_CONGESTION: i32 = 13;
+    let mut name = [0_u8; 16];
+    // Every kernel has it.
+    let mut reno = *b"reno";
+    // SAFETY: the helpers take the context, and as many bytes as there are.
+    unsafe {
+        let (bytes, size) = (name.as_mut_ptr().cast(), name.len() as i32);
+        let known = bpf_getsockopt(ctx.ops.cast(), SOL_TCP, TCP_CONGESTION, bytes, size) == 0;
+        // "bbr", and its later versions.
+        if known && name[0] == b'b' && name[1] == b'b' && name[2] == b'r' {
+            let (bytes, size) = (reno.as_mut_ptr().cast(), reno.len() as i32);
+            let _ = bpf_setsockopt(ctx.ops.cast(), SOL_TCP, TCP_CONGESTION, bytes, size);
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use rand::Rng as _;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{NetNs, reset_on_close, socket::never_pace, sys, tables::Tables};
+use super::{NetNs, reset_on_close, sys, tables::Tables};
 
 /// Makes connections from inside one pod's namespace. Cheap to clone.
 ///
@@ -82,7 +82,6 @@ impl Dialler {
             IpAddr::V6(_) => self.dial_app_v6(target, &mark).await?,
         };
         reset_on_close(&stream)?;
-        never_pace(&stream)?;
         Ok(stream)
     }
 

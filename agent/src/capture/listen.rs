@@ -9,7 +9,7 @@ use agent_ebpf::listener;
 use rand::Rng as _;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::{Error, NetNs, dial::agent_mark, reset_on_close, socket::never_pace, tables::Tables};
+use super::{Error, NetNs, dial::agent_mark, reset_on_close, tables::Tables};
 
 /// Where listeners bind: above the default range of ephemeral ports, so that no connection of the pod has the port, and
 /// where few applications listen: one that binds 0.0.0.0 meets EADDRINUSE on a port where 127.0.0.1 listens.
@@ -43,9 +43,6 @@ impl Listeners {
                 // both sides have it, as servers do, an application can still listen on that port. Not before our own
                 // bind: that must not share a port with anybody.
                 SockRef::from(listener).set_reuse_address(true)?;
-            }
-            for captured in listeners[..2].iter().flatten() {
-                never_pace(captured)?;
             }
             for application in listeners[..2].iter().chain(&listeners[4..]).flatten() {
                 reset_on_close(application)?;

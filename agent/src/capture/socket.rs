@@ -26,13 +26,6 @@ pub fn end_cleanly(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).set_linger(None)
 }
 
-/// Has a socket whose peer is on this node send as fast as that reads, and without a timer for each piece: where the node's
-/// congestion control is one that paces (BBR), it would set one (net/ipv4/tcp_output.c, `tcp_pacing_check`). Reno is in every
-/// kernel, and where a node has restricted it CAP_NET_ADMIN is enough.
-pub(super) fn never_pace(socket: &impl AsFd) -> io::Result<()> {
-    SockRef::from(socket).set_tcp_congestion(b"reno")
-}
-
 /// Whether the peer of a TCP socket has acknowledged all that was written to it, the end included.
 ///
 /// # Errors
