@@ -5,7 +5,7 @@
 //! whatever is still sent to it) has said all it had to say: that is delivered, its end included, before the reset is.
 
 use std::{
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
     io,
     os::fd::AsRawFd as _,
     sync::{
@@ -17,6 +17,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use nix::{errno::Errno, sys::socket::MsgFlags};
 use prometheus_client::metrics::counter::Counter;
+use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use super::busy_poll;
@@ -121,22 +122,18 @@ pub(super) trait Sink {
     fn delivered(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Copies both ways between `near` and `far` until both directions have ended.
+/// Copies both ways between `near` and `far` until both directions have ended. Both are borrowed, for a future has room for an
+/// argument and once more for what becomes of it: an idle connection mostly consists of that.
 ///
 /// # Errors
 /// The first failure of either side. The caller then drops both, which resets them.
 pub(super) async fn copy(
-    near: (impl Source, impl Sink),
-    far: (impl Source, impl Sink),
+    (near_source, near_sink): &mut (impl Source, impl Sink),
+    (far_source, far_sink): &mut (impl Source, impl Sink),
     up: &Meter,
     down: &Meter,
 ) -> Result<(), CopyError> {
-    let (mut near_source, mut near_sink) = near;
-    let (mut far_source, mut far_sink) = far;
-    let ended = tokio::try_join!(
-        half(&mut near_source, &mut far_sink, up),
-        half(&mut far_source, &mut near_sink, down)
-    )?;
+    let ended = tokio::try_join!(half(near_source, far_sink, up), half(far_source, near_sink, down))?;
     match ended {
         (Ok(()), Ok(())) => Ok(()),
         (Err(error), Ok(())) => {
@@ -177,16 +174,26 @@ async fn pump(
         };
         let Some(chunk) = chunk else { return Ok(sink.finish().await) };
         let bytes = chunk.len();
-        // The other half watches this source too, as its sink, but only until it has finished.
-        tokio::select! {
-            biased;
-            sent = sink.send(chunk) => if let Err(error) = sent {
-                return Ok(Err(error));
-            },
-            error = source.broken() => return Err(error),
+        // Apart from this future, most of which it would be, also while there is nothing to send.
+        if let Err(error) = Box::pin(pass_on(source, sink, chunk)).await? {
+            return Ok(Err(error));
         }
         meter.add(bytes);
         busy_poll::moved();
+    }
+}
+
+/// Moves what the source had to the sink; the inner error is the sink's.
+async fn pass_on(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    chunk: Bytes,
+) -> Result<Result<(), CopyError>, CopyError> {
+    // The other half watches this source too, as its sink, but only until it has finished.
+    tokio::select! {
+        biased;
+        sent = sink.send(chunk) => Ok(sent),
+        error = source.broken() => Err(error),
     }
 }
 
@@ -272,7 +279,9 @@ impl TcpSource<'_> {
     async fn read(&mut self) -> Result<Option<Bytes>, CopyError> {
         let socket = &self.socket;
         loop {
-            socket.stream.readable().await.map_err(|error| socket.failed(error))?;
+            // Not `readable`, whose future is three times as large, for a connection waits in it for most of its life.
+            let readable = poll_fn(|cx| socket.stream.poll_read_ready(cx)).await;
+            readable.map_err(|error| socket.failed(error))?;
             let mut buffer = BytesMut::with_capacity(self.size);
             let mut read = Err(io::ErrorKind::WouldBlock.into());
             // What is returned here only decides whether the socket is taken for readable still.
@@ -352,7 +361,8 @@ impl Sink for TcpSink<'_> {
             match socket.stream.try_write(&bytes) {
                 Ok(written) => drop(bytes.split_to(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    socket.stream.writable().await.map_err(|error| socket.failed(error))?;
+                    let writable = poll_fn(|cx| socket.stream.poll_write_ready(cx)).await;
+                    writable.map_err(|error| socket.failed(error))?;
                 }
                 Err(error) => return Err(socket.failed(error)),
             }
@@ -361,7 +371,7 @@ impl Sink for TcpSink<'_> {
     }
 
     async fn finish(&mut self) -> Result<(), CopyError> {
-        socket2::SockRef::from(self.socket.stream)
+        SockRef::from(self.socket.stream)
             .shutdown(std::net::Shutdown::Write)
             .map_err(|error| self.socket.failed(error))
     }
@@ -459,7 +469,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (agent, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&agent).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&agent).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         (near, agent)
     }
 
@@ -469,8 +479,8 @@ mod tests {
         let (server, far) = pair().await;
         let task = tokio::spawn(async move {
             let (up, down) = (Meter::default(), Meter::default());
-            let ends = (tcp(&near, Side::Local), tcp(&far, Side::Plain));
-            let result = copy(ends.0, ends.1, &up, &down).await;
+            let mut ends = (tcp(&near, Side::Local), tcp(&far, Side::Plain));
+            let result = copy(&mut ends.0, &mut ends.1, &up, &down).await;
             (result, up.bytes(), down.bytes())
         });
         (client, server, task)
@@ -515,7 +525,7 @@ mod tests {
             let (client, agent) = pair().await;
             let (mut source, _sink) = tcp(&agent, Side::Local);
             if reset {
-                socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+                SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             }
             drop(client);
             agent.readable().await.unwrap();
@@ -528,7 +538,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_reaches_the_other_side_as_a_reset_also_while_idle() {
         let (client, mut server, task) = carried().await;
-        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         let error = server.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -540,7 +550,7 @@ mod tests {
         let (mut client, mut server, task) = carried().await;
         client.shutdown().await.unwrap();
         assert_eq!(server.read(&mut [0; 8]).await.unwrap(), 0);
-        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);
     }
@@ -554,7 +564,7 @@ mod tests {
             .await
             .is_ok()
         {}
-        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);
         drop(server);
@@ -570,7 +580,7 @@ mod tests {
             .await
             .is_ok()
         {}
-        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(client);
         assert_eq!(task.await.unwrap().0.unwrap_err().reason(), Reason::Reset);
         drop(server);
@@ -583,11 +593,12 @@ mod tests {
             let (mut server, far) = small_pair().await;
             if far_is_full {
                 // The copy then waits for room; else the kernel has all that the server does not take.
-                socket2::SockRef::from(&far).set_send_buffer_size(1).unwrap();
+                SockRef::from(&far).set_send_buffer_size(1).unwrap();
             }
             let mut task = tokio::spawn(async move {
                 let (up, down) = (Meter::default(), Meter::default());
-                let result = copy(tcp(&near, Side::Local), tcp(&far, Side::Plain), &up, &down).await;
+                let result =
+                    copy(&mut tcp(&near, Side::Local), &mut tcp(&far, Side::Plain), &up, &down).await;
                 result.map_err(|error| error.reason())
             });
             // No more than the kernel takes at once, or the end would be held up behind it.
@@ -614,7 +625,7 @@ mod tests {
         socket.set_recv_buffer_size(8 * 1024).unwrap();
         let near = socket.connect(listener.local_addr().unwrap()).await.unwrap();
         let (agent, _) = listener.accept().await.unwrap();
-        socket2::SockRef::from(&agent).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        SockRef::from(&agent).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         (near, agent)
     }
 

@@ -69,13 +69,14 @@ impl Delivery {
     /// The first failure of either side, and what the policies say. The caller then drops the client's side, which resets
     /// it.
     pub(super) async fn copy(
-        self,
-        client: (impl Source, impl Sink),
+        &mut self,
+        client: &mut (impl Source, impl Sink),
         outcome: &mut Outcome<'_>,
     ) -> Result<(), DeliveryError> {
-        let Self { mut admission, _client, application } = self;
+        let Self { admission, _client, application } = self;
+        let mut server = copy::tcp(application, Side::Local);
         // Bytes "up" go from the client to the application.
-        let copied = copy::copy(client, copy::tcp(&application, Side::Local), &outcome.up, &outcome.down);
+        let copied = copy::copy(client, &mut server, &outcome.up, &outcome.down);
         let ended = tokio::select! {
             copied = copied => Ok(copied?),
             refused = admission.revoked() => Err(refused),
@@ -84,7 +85,7 @@ impl Delivery {
             outcome.revoked(refused.denial());
             return Err(refused.into());
         }
-        close_gently(&application);
+        close_gently(application);
         Ok(())
     }
 }

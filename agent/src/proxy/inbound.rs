@@ -121,6 +121,8 @@ fn spawn(
         return;
     };
     let (context, pod, identity) = (context.clone(), pod.clone(), identity.clone());
+    // Soon gone, while the task has room for it as long as the connection lives.
+    let incoming = Box::new(incoming);
     let tasks = context.shutdown.tasks().clone();
     let load = context.workers.stay();
     tasks.spawn(async move {
@@ -140,21 +142,21 @@ fn spawn(
 async fn carry(
     context: &Context,
     pod: &Shared,
-    incoming: Incoming,
+    incoming: Box<Incoming>,
     client: (SocketAddr, Identity),
     outcome: &mut Outcome<'_>,
 ) -> Result<(), InboundError> {
     // Apart from this future, which lives as long as the connection, and which an idle connection mostly consists of.
-    let (delivery, tunnel) = Box::pin(deliver(context, pod, incoming, client, outcome)).await?;
+    let (mut delivery, tunnel) = Box::pin(deliver(context, pod, incoming, client, outcome)).await?;
     let (sender, receiver) = tunnel.split();
-    Ok(delivery.copy((receiver, TunnelSink::new(sender)), outcome).await?)
+    Ok(delivery.copy(&mut (receiver, TunnelSink::new(sender)), outcome).await?)
 }
 
 /// Answers a request: with a tunnel, where the policies permit it and the application takes it.
 async fn deliver(
     context: &Context,
     pod: &Shared,
-    mut incoming: Incoming,
+    mut incoming: Box<Incoming>,
     (peer, identity): (SocketAddr, Identity),
     outcome: &mut Outcome<'_>,
 ) -> Result<(Delivery, Tunnel), InboundError> {
@@ -184,13 +186,13 @@ async fn deliver(
 }
 
 /// Answers that policy refuses the connection.
-fn deny(incoming: Incoming, error: DeliveryError) -> InboundError {
+fn deny(incoming: Box<Incoming>, error: DeliveryError) -> InboundError {
     incoming.refuse(StatusCode::UNAUTHORIZED);
     error.into()
 }
 
 /// Answers that there is nobody to connect to.
-fn unavailable(incoming: Incoming, error: impl Into<InboundError>) -> InboundError {
+fn unavailable(incoming: Box<Incoming>, error: impl Into<InboundError>) -> InboundError {
     incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
     error.into()
 }

@@ -84,13 +84,13 @@ pub(super) async fn carry(
                 identity: Some(svid.identity().clone()),
                 target,
             };
-            let delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
+            let mut delivery = Delivery::open(pod, visit, far).await.map_err(LocalError::NotOpened)?;
             outcome.opened(true);
             far.opened(true);
             if outcome.is_asked_for(target) {
                 context.native.offer(context, (source, pod), &pair, (client, target));
             }
-            delivery.copy(copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
+            delivery.copy(&mut copy::tcp(stream, Side::Client), far).await.map_err(LocalError::Broken)
         };
         tokio::select! {
             biased;

@@ -10,5 +10,5 @@ use super::copy::{Meter, Side, copy, tcp};
 /// Where one of them fails.
 pub async fn carry(near: &TcpStream, far: &TcpStream) -> Result<(), impl std::error::Error + use<>> {
     let (up, down) = (Meter::default(), Meter::default());
-    copy(tcp(near, Side::Local), tcp(far, Side::Plain), &up, &down).await
+    copy(&mut tcp(near, Side::Local), &mut tcp(far, Side::Plain), &up, &down).await
 }

@@ -57,14 +57,16 @@ async fn carry<'a>(
     let opening = Box::pin(open(context, pod, source, (stream, peer), (outcome, &mut near.0)));
     match opening.await? {
         Opened::Plain(far) => {
-            copy::copy(near, copy::tcp(&far, Side::Plain), &outcome.up, &outcome.down).await?;
+            let mut ends = copy::tcp(&far, Side::Plain);
+            // Apart as well, for it is larger than that of a tunnel, and rare.
+            Box::pin(copy::copy(&mut near, &mut ends, &outcome.up, &outcome.down)).await?;
             close_gently(&far);
         }
         Opened::Tunnel(tunnel) => {
             let early = tunnel.early();
             let (sender, receiver) = tunnel.split();
-            let far = (receiver, TunnelSink::after(sender, early));
-            copy::copy(near, far, &outcome.up, &outcome.down).await?;
+            let mut far = (receiver, TunnelSink::after(sender, early));
+            copy::copy(&mut near, &mut far, &outcome.up, &outcome.down).await?;
         }
         Opened::Here { held, svid, destination, authority } => {
             let account = local::account(context, &held, (source, peer), (authority, outcome));

@@ -41,9 +41,9 @@ async fn carry(
     let target = canonical(stream.local_addr().map_err(PlaintextError::Socket)?);
     outcome.asked_for(OrigDst::new(target));
     let client = Client { address: peer.ip(), port: Some(peer.port()) };
-    let delivery = Delivery::open(pod, Visit { client, identity: None, target }, outcome).await?;
+    let mut delivery = Delivery::open(pod, Visit { client, identity: None, target }, outcome).await?;
     outcome.opened(false);
-    Ok(delivery.copy(copy::tcp(stream, Side::Client), outcome).await?)
+    Ok(delivery.copy(&mut copy::tcp(stream, Side::Client), outcome).await?)
 }
 
 /// Why a plaintext connection failed.

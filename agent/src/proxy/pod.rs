@@ -29,7 +29,7 @@ pub(super) struct Shared {
     /// Changes where the pod's native connections are to be permitted anew.
     pub(super) permits: watch::Sender<()>,
     terms: watch::Sender<Terms>,
-    /// Cancelled when the pod has gone: its connections end.
+    /// Cancelled when the pod has gone, or the agent's grace period is over: its connections end.
     pub(super) gone: CancellationToken,
     /// Cancelled when the listeners are to close: the pod left the mesh, or the agent drains.
     pub(super) closing: CancellationToken,
@@ -55,7 +55,7 @@ impl Pod {
             bypass: Bypass::default(),
             permits: watch::Sender::new(()),
             terms: watch::Sender::new(terms),
-            gone: CancellationToken::new(),
+            gone: context.shutdown.abort().child_token(),
             closing: CancellationToken::new(),
             left: CancellationToken::new(),
         });
@@ -167,10 +167,8 @@ impl Ended {
 impl Shared {
     /// Returns when the pod's connections are to end.
     pub(super) async fn ended(&self, context: &Context) -> Ended {
-        tokio::select! {
-            () = context.shutdown.abort().cancelled() => Ended::Shutdown,
-            () = self.gone.cancelled() => Ended::Gone,
-        }
+        self.gone.cancelled().await;
+        if context.shutdown.abort().is_cancelled() { Ended::Shutdown } else { Ended::Gone }
     }
 
     /// Returns the name under which the pod's connections of one direction are counted.
