@@ -121,10 +121,15 @@ impl State {
         }
         let mut used = 0;
         if let Some(slot) = self.slots.get_mut(key) {
-            slot.ready.retain_mut(|connection| connection.is_usable(svid));
-            if let Some(connection) = slot.ready.iter().find(|connection| connection.has_room()) {
-                return Place::Ready(connection.reserve());
+            // Only those that it may go to: after a busy hour there are many.
+            while let Some(index) = slot.ready.iter().position(Ready::has_room) {
+                let connection = &mut slot.ready[index];
+                if connection.is_usable(svid) {
+                    return Place::Ready(connection.reserve());
+                }
+                slot.ready.remove(index);
             }
+            slot.ready.retain_mut(|connection| connection.is_usable(svid));
             if let Some((_, outcome)) = &slot.opening {
                 return Place::Wait(outcome.clone());
             }
