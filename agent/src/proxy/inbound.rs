@@ -31,7 +31,7 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     let local = stream.local_addr();
     let opened = tokio::select! {
         biased;
-        ended = pod.ended(&context) => Err(ended.into()),
+        ended = pod.ended(&context.shutdown) => Err(ended.into()),
         // Apart from this future, which lives as long as the tunnel: the handshake takes far more than what comes after it.
         opened = Box::pin(open(&context, &pod, stream, peer)) => opened,
     };
@@ -72,7 +72,7 @@ async fn drive(context: Arc<Context>, pod: Arc<Shared>, mut tunnel: ServerConnec
     loop {
         let incoming = tokio::select! {
             incoming = tunnel.next() => incoming,
-            _ = pod.ended(&context) => return,
+            _ = pod.ended(&context.shutdown) => return,
             () = closing(&pod_closing, asked), if !draining => {
                 draining = true;
                 tunnel.graceful_shutdown();
@@ -130,7 +130,7 @@ fn spawn(
         let mut outcome = Outcome::inbound(&context, peer, pod.workload());
         let carried = tokio::select! {
             biased;
-            ended = pod.ended(&context) => Err(ended.into()),
+            ended = pod.ended(&context.shutdown) => Err(ended.into()),
             carried = carry(&context, &pod, incoming, (peer, identity), &mut outcome) => carried,
         };
         if let Err(error) = carried {

@@ -100,7 +100,7 @@ pub(super) async fn carry(
     };
     tokio::select! {
         biased;
-        ended = pod.ended(context) => Err(ended.into()),
+        ended = pod.ended(&context.shutdown) => Err(ended.into()),
         carried = between => carried,
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     let mut far = None;
     let carried = tokio::select! {
         biased;
-        ended = pod.ended(&context) => Err(ended.into()),
+        ended = pod.ended(&context.shutdown) => Err(ended.into()),
         carried = carry(&context, &pod, &source, (&stream, peer), (&mut outcome, &mut far)) => carried,
     };
     match carried {

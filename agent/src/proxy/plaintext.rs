@@ -22,7 +22,7 @@ pub(super) async fn serve(context: Arc<Context>, pod: Arc<Shared>, stream: TcpSt
     let mut outcome = Outcome::plaintext(&context, peer, pod.workload());
     let carried = tokio::select! {
         biased;
-        ended = pod.ended(&context) => Err(ended.into()),
+        ended = pod.ended(&context.shutdown) => Err(ended.into()),
         carried = carry(&pod, (&stream, peer), &mut outcome) => carried,
     };
     match carried {

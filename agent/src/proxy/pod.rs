@@ -12,6 +12,7 @@ use super::{
 use crate::{
     capture::{self, PodCapture},
     mesh::{Reason, Workload},
+    shutdown::Shutdown,
 };
 
 /// One enrolled pod. Its listeners run until it is dropped or the agent drains.
@@ -166,9 +167,9 @@ impl Ended {
 
 impl Shared {
     /// Returns when the pod's connections are to end.
-    pub(super) async fn ended(&self, context: &Context) -> Ended {
+    pub(super) async fn ended(&self, shutdown: &Shutdown) -> Ended {
         self.gone.cancelled().await;
-        if context.shutdown.abort().is_cancelled() { Ended::Shutdown } else { Ended::Gone }
+        if shutdown.abort().is_cancelled() { Ended::Shutdown } else { Ended::Gone }
     }
 
     /// Returns the name under which the pod's connections of one direction are counted.

@@ -9,13 +9,7 @@ use std::{
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use super::{
-    super::{
-        admission::Admission,
-        delivery::DeliveryError,
-        local::LocalError,
-        pod::{Ended, Shared},
-        terms::Terms,
-    },
+    super::{admission::Admission, delivery::DeliveryError, local::LocalError, pod::Shared, terms::Terms},
     LOOK_AGAIN,
     segments::Segments,
 };
@@ -146,9 +140,8 @@ pub(super) async fn over(
 ) -> LocalError {
     tokio::select! {
         biased;
-        () = shutdown.abort().cancelled() => Ended::Shutdown.into(),
-        () = permit.source.gone.cancelled() => Ended::Gone.into(),
-        () = permit.destination.gone.cancelled() => Ended::Gone.into(),
+        ended = permit.source.ended(shutdown) => ended.into(),
+        ended = permit.destination.ended(shutdown) => ended.into(),
         lapsed = pair.lapsed() => LocalError::Lapsed(lapsed),
         refused = admission.revoked() => LocalError::Broken(DeliveryError::Refused(refused)),
         why = shared(permit, segments) => LocalError::Shared(why),
