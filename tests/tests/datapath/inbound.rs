@@ -85,6 +85,7 @@ fn nobody_paces_between_the_agent_and_an_application() {
         if let Err(error) = control(&server, asked) {
             // A kernel for virtual machines may come without its modules.
             assert_eq!(error, Errno::ENOENT, "{asked}");
+            println!("not looked at: this kernel has no {asked}");
             continue;
         }
         let connect = |to: &str| {
