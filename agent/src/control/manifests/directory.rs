@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     str,
     sync::Arc,
+    time::SystemTime,
 };
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
         batch::{FileChange, Standing},
     },
     document::{self, Contents, Fault, Format, Located, POLICY_GROUP},
+    stamp::Stamp,
 };
 
 /// A directory as it was last read.
@@ -39,6 +41,8 @@ pub(super) struct Directory {
 struct File {
     /// Of the bytes that were read last; none where they could not be.
     digest: Option<u64>,
+    /// As long as the file has it those bytes are what it says; none where that is not known.
+    stamp: Option<Stamp>,
     objects: BTreeMap<Key, Item>,
     problems: Vec<Problem>,
     /// It has never been read as a whole, and there may be policies in it.
@@ -51,6 +55,15 @@ struct Item {
     line: usize,
     /// What people must know about it.
     notices: Vec<Problem>,
+}
+
+/// What is new since the last time.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum News {
+    None,
+    /// Something is wrong, or no longer; what counts is what counted.
+    Problems,
+    Contents,
 }
 
 impl Directory {
@@ -66,24 +79,31 @@ impl Directory {
         }
     }
 
-    /// Reads what changed. Returns what that is.
+    /// Reads what changed since the last time. Returns what that is; none where nothing is new, no problem either. `now` is the
+    /// time of day.
     ///
     /// # Errors
     /// Where the directory cannot be read; everything stays in force.
-    pub(super) fn scan(&mut self) -> io::Result<Vec<FileChange>> {
+    pub(super) fn scan(&mut self, now: SystemTime) -> io::Result<Option<Vec<FileChange>>> {
         let names = self.names().inspect_err(|error| {
             let message = format!("cannot be read: {error}; everything stays in force");
             self.unreadable =
                 Some(Problem { file: Some(self.path.clone()), line: None, message, policy: None });
         })?;
-        self.unreadable = None;
+        let mut news = if self.unreadable.take().is_some() { News::Problems } else { News::None };
         let before = self.files.len();
         self.files.retain(|name, _| names.contains(name));
-        let mut changed = self.files.len() != before;
-        for name in names {
-            changed |= self.read(name);
+        if self.files.len() != before {
+            news = News::Contents;
         }
-        Ok(if changed { self.changes() } else { Vec::new() })
+        for name in names {
+            news = news.max(self.read(name, now));
+        }
+        Ok(match news {
+            News::None => None,
+            News::Problems => Some(Vec::new()),
+            News::Contents => Some(self.changes()),
+        })
     }
 
     /// Returns what is wrong with a file that has never been read and may hold policies: nobody knows what they refuse.
@@ -118,9 +138,13 @@ impl Directory {
         Ok(names)
     }
 
-    /// Reads one file. Returns whether it says anything new.
-    fn read(&mut self, name: OsString) -> bool {
+    /// Reads one file, where it may have changed. Returns what is new about it.
+    fn read(&mut self, name: OsString, now: SystemTime) -> News {
         let path = self.path.join(&name);
+        let stamp = Stamp::of(&path, now).ok().flatten();
+        if stamp.is_some() && self.files.get(&name).is_some_and(|file| file.stamp == stamp) {
+            return News::None;
+        }
         let problem = |Fault { line, message }| Problem {
             file: Some(path.clone()),
             line: Some(line),
@@ -131,23 +155,24 @@ impl Directory {
             Ok(bytes) => bytes,
             // Deleted since the directory was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
-                return self.files.remove(&name).is_some();
+                return if self.files.remove(&name).is_some() { News::Contents } else { News::None };
             }
             Err(error) => {
                 let new = File { hides_policies: true, ..File::default() };
                 let file = self.files.entry(name).or_insert(new);
                 let message = format!("cannot be read: {error}; what it said before stays in force");
                 file.problems = vec![Problem { file: Some(path), line: None, message, policy: None }];
-                file.digest = None;
-                return false;
+                (file.digest, file.stamp) = (None, None);
+                return News::Problems;
             }
         };
         let mentions = || bytes.windows(POLICY_GROUP.len()).any(|part| part == POLICY_GROUP.as_bytes());
         let file = self.files.entry(name.clone());
         let file = file.or_insert_with(|| File { hides_policies: mentions(), ..File::default() });
+        file.stamp = stamp;
         let digest = Some(digest(&bytes));
         if file.digest == digest {
-            return false;
+            return News::None;
         }
         file.digest = digest;
         let blank = bytes.iter().all(u8::is_ascii_whitespace);
@@ -155,7 +180,7 @@ impl Directory {
             // What a shell's `>` leaves for as long as the command before it takes.
             let message = "is empty; what it said before stays in force until the file is deleted".to_owned();
             file.problems = vec![Problem { file: Some(path), line: None, message, policy: None }];
-            return false;
+            return News::Problems;
         }
         let format = format(&name).unwrap_or(Format::Yaml);
         match text(&bytes).and_then(|text| document::read(text, format, &self.settings)) {
@@ -164,12 +189,12 @@ impl Directory {
                 file.replace(contents, &problem);
                 file.hides_policies = false;
                 self.mention(unused);
-                true
+                News::Contents
             }
             Err(fault) => {
                 let message = format!("{}; what the file said before stays in force", fault.message);
                 file.problems = vec![problem(Fault { message, ..fault })];
-                false
+                News::Problems
             }
         }
     }

@@ -13,10 +13,11 @@ mod document;
 mod items;
 mod objects;
 mod source;
+mod stamp;
 mod tree;
 mod watcher;
 
-use std::{any::Any, io, path::PathBuf, sync::Arc, thread};
+use std::{any::Any, io, path::PathBuf, sync::Arc, thread, time::SystemTime};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
@@ -98,7 +99,8 @@ impl Opened {
         // Before the first scan, so that no change falls between the two.
         let (watcher, stop) = Watcher::new(dir.clone());
         let mut directory = Directory::new(dir.clone(), settings);
-        let changes = directory.scan().map_err(|source| Error::Directory { path: dir, source })?;
+        let changes = directory.scan(SystemTime::now());
+        let changes = changes.map_err(|source| Error::Directory { path: dir, source })?.unwrap_or_default();
         if let Some(problem) = directory.hidden_policies() {
             return Err(Error::Policies(problem.clone()));
         }
@@ -128,7 +130,9 @@ impl Opened {
 fn follow(mut watcher: Watcher, mut directory: Directory, inbox: &mpsc::Sender<Batch>) {
     while watcher.wait() {
         // Whether it can be read or not stands in the problems.
-        let changes = directory.scan().unwrap_or_default();
+        let Some(changes) = directory.scan(SystemTime::now()).unwrap_or_else(|_| Some(Vec::new())) else {
+            continue;
+        };
         if inbox.blocking_send(Batch::Files { changes, problems: directory.problems() }).is_err() {
             return;
         }

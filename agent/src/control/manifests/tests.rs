@@ -117,6 +117,35 @@ fn first_snapshot_is_complete() {
 }
 
 #[test]
+fn a_file_at_rest_is_news_once_and_again_when_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        trust_domain: "cluster.local".parse().unwrap(),
+        root_namespace: "culvert-system".to_owned(),
+        readiness: crate::control::Readiness::Enrollment,
+    };
+    let mut directory = Directory::new(dir.path().to_owned(), settings);
+    // As if nothing had been written for long.
+    let mut scan = || {
+        let changes = directory.scan(SystemTime::now() + Duration::from_secs(60)).unwrap();
+        (changes.map(|changes| changes.len()), directory.problems().len())
+    };
+    assert_eq!(scan(), (None, 0));
+    let path = dir.path().join("pods.yaml");
+    fs::write(&path, format!("{}{}", pod("web", "10.0.0.1"), pod("db", "10.0.0.2"))).unwrap();
+    assert_eq!(scan(), (Some(2), 0));
+    assert_eq!(scan(), (None, 0));
+    fs::write(&path, format!("{}{}", pod("web", "10.0.0.1"), pod("db", "10.0.0.33"))).unwrap();
+    assert_eq!(scan(), (Some(2), 0));
+    fs::write(&path, "[").unwrap();
+    assert_eq!(scan(), (Some(0), 1));
+    assert_eq!(scan(), (None, 1));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(scan(), (Some(2), 0));
+    assert_eq!(scan(), (None, 0));
+}
+
+#[test]
 fn missing_directory_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let error = start(&dir.path().join("absent")).unwrap_err();
