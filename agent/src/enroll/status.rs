@@ -91,7 +91,7 @@ impl PodStatus {
 
     /// Returns the pod as the dump shows it; `newest` are the policies of the newest snapshot.
     pub fn show(&self, newest: &Arc<PolicySet>) -> impl serde::Serialize {
-        let Self { terms: Terms { workload, policies }, state, plaintext, netns: _ } = self;
+        let Self { terms: Terms { workload, policies, .. }, state, plaintext, netns: _ } = self;
         Shown {
             namespace: &workload.namespace,
             name: &workload.name,

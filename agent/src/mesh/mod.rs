@@ -30,8 +30,8 @@ pub use policy::{
     Action, Answer, AuthorizationPolicy, BeforePolicy, Clause, ClauseExplanation, Client, Connection,
     Decision, Denial, DryRun, Entry, EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level,
     LevelExplanation, Mismatch, Mode, ModeExplanation, Pattern, PatternError, PeerAuthentication, Permit,
-    Plaintext, PlaintextAction, PolicyExplanation, PolicyKind, PolicyName, PolicySet, Query, QueryError,
-    Rule, RuleExplanation, Rules, Server, Strings, Target, Test, Values, Verdict,
+    Plaintext, PlaintextAction, PodPolicies, PolicyExplanation, PolicyKind, PolicyName, PolicySet, Query,
+    QueryError, Rule, RuleExplanation, Rules, Server, Strings, Target, Test, Values, Verdict,
 };
 pub use reason::Reason;
 pub use route::{OrigDst, Route, RouteError};

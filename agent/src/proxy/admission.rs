@@ -74,7 +74,7 @@ impl Admission {
             identity: self.identity.as_ref(),
             destination: self.destination,
         };
-        terms.policies.authorize(&terms.workload, &connection)
+        terms.authorize(&connection)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::mesh::{Action, AuthorizationPolicy, PolicyKind, PolicyName, PolicySet
 /// A pod and the policies that it is held to.
 pub(super) fn terms(workload: Workload, policies: Vec<Arc<AuthorizationPolicy>>) -> Terms {
     let policies = Arc::new(PolicySet::new(policies, Vec::new(), "root", &[]));
-    Terms { workload: Arc::new(workload), policies }
+    Terms::of(Arc::new(workload), policies)
 }
 
 /// The policy `deny` of a namespace, which denies everything.

@@ -97,10 +97,13 @@ impl Pod {
 
     /// Takes the terms of a newer snapshot. Where they decide otherwise, the connections that the agent carries are
     /// checked again, and the answer is true: those that it does not carry are then to be, by [`Self::sweep`].
-    pub fn set_terms(&self, terms: Terms) -> bool {
+    pub fn set_terms(&self, mut terms: Terms) -> bool {
         let mut decisive = false;
         self.shared.terms.send_if_modified(|now| {
             decisive = !terms.decide_as(now);
+            if !decisive {
+                terms.take_after(now);
+            }
             *now = terms;
             decisive
         });

@@ -3,9 +3,12 @@
 //! `enroll` gives each pod its terms when they change *for that pod*, so that the ten thousand connections of a node do
 //! not wake for every snapshot. A connection subscribes before it is first checked, and misses no change.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
-use crate::mesh::{Connection, Decision, Plaintext, PolicySet, Snapshot, Workload};
+use crate::mesh::{Connection, Decision, Plaintext, PodPolicies, PolicySet, Snapshot, Workload};
 
 /// What decides on connections to one pod.
 #[derive(Clone, Debug)]
@@ -14,12 +17,29 @@ pub struct Terms {
     pub workload: Arc<Workload>,
     /// The policies of the same snapshot.
     pub policies: Arc<PolicySet>,
+    /// Those of them that are for the pod, found when its first connection comes.
+    own: Arc<OnceLock<PodPolicies>>,
 }
 
 impl Terms {
     /// Takes the policies of the snapshot that the workload is of.
     pub fn new(workload: &Arc<Workload>, snapshot: &Snapshot) -> Self {
-        Self { workload: Arc::clone(workload), policies: Arc::clone(snapshot.policies()) }
+        Self::of(Arc::clone(workload), Arc::clone(snapshot.policies()))
+    }
+
+    pub(super) fn of(workload: Arc<Workload>, policies: Arc<PolicySet>) -> Self {
+        Self { workload, policies, own: Arc::default() }
+    }
+
+    /// Takes what was found for `other`, which decides as `self` does.
+    pub(super) fn take_after(&mut self, other: &Self) {
+        self.own = Arc::clone(&other.own);
+    }
+
+    /// Decides on a connection to the pod.
+    pub(super) fn authorize(&self, connection: &Connection<'_>) -> Decision {
+        let own = self.own.get_or_init(|| self.policies.of_pod(&self.workload));
+        self.policies.authorize_with(own, &self.workload, connection)
     }
 
     /// Returns what the kernel is to do with plaintext that comes to the pod.
@@ -29,8 +49,7 @@ impl Terms {
 
     /// Decides on plaintext that the agent does not carry, from `source` to the pod's own `destination`.
     pub(super) fn authorize_plaintext(&self, source: SocketAddr, destination: SocketAddr) -> Decision {
-        let connection = Connection { source: source.ip(), identity: None, destination };
-        self.policies.authorize(&self.workload, &connection)
+        self.authorize(&Connection { source: source.ip(), identity: None, destination })
     }
 
     /// Whether the policies decide under `self` as under `other`. Mostly neither of the two has changed, and where some
@@ -68,9 +87,9 @@ mod tests {
     fn a_policy_of_other_pods_changes_nothing_for_this_one() {
         let (own, others) = (deny_all("shop"), deny_all("elsewhere"));
         let before = terms(pod("web", &["10.0.0.1"]), vec![own.clone()]);
-        let now = |policies| Terms {
-            workload: Arc::clone(&before.workload),
-            policies: Arc::new(PolicySet::new(policies, Vec::new(), "root", &[])),
+        let now = |policies| {
+            let policies = Arc::new(PolicySet::new(policies, Vec::new(), "root", &[]));
+            Terms::of(Arc::clone(&before.workload), policies)
         };
         assert!(now(vec![own, others.clone()]).decide_as(&before));
         assert!(!now(vec![others]).decide_as(&before));
@@ -84,7 +103,7 @@ mod tests {
         let with = |change: fn(&mut Workload)| {
             let mut workload = (*before.workload).clone();
             change(&mut workload);
-            Terms { workload: Arc::new(workload), policies: Arc::clone(&before.policies) }
+            Terms::of(Arc::new(workload), Arc::clone(&before.policies))
         };
         assert!(with(|pod| pod.receives_hbone = false).decide_as(&before));
         assert!(

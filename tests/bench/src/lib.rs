@@ -3,13 +3,15 @@
 use std::{net::IpAddr, sync::Arc};
 
 use culvert::mesh::{
-    Action, AuthorizationPolicy, Decision, Entry, Field, Identity, Labels, Pattern, PolicyKind, PolicyName,
-    PolicySet, Rule, Rules, Strings, Target, Test, Values, Workload,
+    Action, AuthorizationPolicy, Decision, Entry, Field, Identity, Labels, Pattern, PodPolicies, PolicyKind,
+    PolicyName, PolicySet, Rule, Rules, Strings, Target, Test, Values, Workload,
 };
 
 /// A pod, who asks for it, and all policies.
 pub struct World {
     policies: PolicySet,
+    /// Those of the pod, which an agent finds once.
+    own: PodPolicies,
     pod: Workload,
     client: Identity,
 }
@@ -45,16 +47,15 @@ impl World {
             Identity::new("cluster.local".parse().expect("a trust domain"), "shop", account)
                 .expect("an identity")
         };
-        Self {
-            policies: PolicySet::new(policies, Vec::new(), "culvert-system", &[]),
-            pod: pod(identity("web")),
-            client: identity("front"),
-        }
+        let policies = PolicySet::new(policies, Vec::new(), "culvert-system", &[]);
+        let pod = pod(identity("web"));
+        Self { own: policies.of_pod(&pod), policies, pod, client: identity("front") }
     }
 
     /// Decides on a connection of the client.
     pub fn decide(&self) -> Decision {
-        self.policies.authorize(
+        self.policies.authorize_with(
+            &self.own,
             &self.pod,
             &culvert::mesh::Connection {
                 source: IpAddr::from([10, 0, 0, 9]),

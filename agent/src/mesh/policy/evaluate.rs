@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::{
     Action, AuthorizationPolicy, Clause, Denial, IpBlocks, Permit,
     nearest::nearest,
+    pod::Policies,
     rule::{Entry, Field, Rule, Rules, Test, Values},
     truth::Truth,
     view::{Caller, View},
@@ -94,38 +95,33 @@ impl IpBlocks {
 }
 
 /// What AuthorizationPolicies say to a connection, in this order: DENY, none that allows, ALLOW, deny.
-pub(super) fn decide(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Result<Permit, Denial> {
-    let (denying, allowing) = by_effect(policies);
+pub(super) fn decide(policies: &Policies, view: &View<'_>) -> Result<Permit, Denial> {
+    let Policies { denying, allowing } = policies;
     // Nothing is unknown of a connection; if it were, what may be denied would be, and what may be allowed would not.
-    if let Some(policy) = denying.iter().find(|policy| policy.evaluate(view) != Truth::No) {
+    if let Some(policy) = denying.candidates(view).find(|policy| policy.evaluate(view) != Truth::No) {
         return Err(Denial::Denied { policy: policy.name.clone(), rule: policy.matching_rule(view) });
     }
-    if allowing.is_empty() {
+    if allowing.all().is_empty() {
         return Ok(Permit::new(None));
     }
-    if let Some(policy) = allowing.iter().find(|policy| policy.evaluate(view) == Truth::Yes) {
+    if let Some(policy) = allowing.candidates(view).find(|policy| policy.evaluate(view) == Truth::Yes) {
         return Ok(Permit::new(Some(policy.name.clone())));
     }
     Err(Denial::NotAllowed {
-        tried: allowing.iter().map(|policy| policy.name.clone()).collect(),
-        nearest: nearest(&allowing, view),
+        tried: allowing.all().iter().map(|policy| policy.name.clone()).collect(),
+        nearest: nearest(allowing.all(), view),
     })
 }
 
 /// Whether AuthorizationPolicies permit what is known of a connection.
 pub(super) fn permit(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Truth {
-    let (denying, allowing) = by_effect(policies);
+    type Policies<'a> = Vec<&'a AuthorizationPolicy>;
+    let (denying, allowing): (Policies<'_>, Policies<'_>) =
+        policies.iter().partition(|policy| policy.action.denies());
     let denied = Truth::any(denying.iter().map(|policy| policy.evaluate(view)));
     let allowed = match allowing.is_empty() {
         true => Truth::Yes,
         false => Truth::any(allowing.iter().map(|policy| policy.evaluate(view))),
     };
     Truth::all([!denied, allowed])
-}
-
-type Policies<'a> = Vec<&'a AuthorizationPolicy>;
-
-/// Those that deny, and those that allow.
-fn by_effect<'a>(policies: &[&'a AuthorizationPolicy]) -> (Policies<'a>, Policies<'a>) {
-    policies.iter().partition(|policy| policy.action.denies())
 }

@@ -20,6 +20,7 @@ mod name;
 mod nearest;
 mod peer;
 mod plaintext;
+mod pod;
 mod query;
 mod rule;
 mod selector;
@@ -39,6 +40,7 @@ pub use explain::{
 pub use name::{PolicyKind, PolicyName};
 pub use peer::{Level, Mode, PeerAuthentication};
 pub use plaintext::{Plaintext, PlaintextAction};
+pub use pod::PodPolicies;
 pub use query::{BeforePolicy, Client, Query, QueryError, Server};
 pub use rule::{Action, AuthorizationPolicy, Clause, Entry, Field, Rule, Rules, Test, Values};
 pub use selector::Target;

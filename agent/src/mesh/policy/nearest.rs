@@ -1,13 +1,15 @@
 //! Of the ALLOW policies that refused a connection by not matching, the one that came nearest: what its author most
 //! likely has to mend.
 
+use std::sync::Arc;
+
 use super::{
     Action, AuthorizationPolicy, Clause, Entry, Field, Mismatch, Rule, Rules, Test, truth::Truth, view::View,
     words::entry_path,
 };
 
 /// Returns where the policy that needs the fewest changes first failed; of equal ones, the first. None of them matches.
-pub(super) fn nearest(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Option<Mismatch> {
+pub(super) fn nearest(policies: &[Arc<AuthorizationPolicy>], view: &View<'_>) -> Option<Mismatch> {
     let misses = policies.iter().flat_map(|policy| policy.misses(view).map(move |miss| (policy, miss)));
     let (policy, miss) = misses.min_by_key(|(_, miss)| miss.distance)?;
     let (field, why) = miss.place.describe(view);

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
-    AuthorizationPolicy, Connection, Decision, Denial, DryRun, Mode, PeerAuthentication, Target, evaluate,
+    AuthorizationPolicy, Connection, Decision, Denial, Mode, PeerAuthentication, PodPolicies, Target,
     peer::{Level, Levels},
     selector::{Pods, Selected, Selection},
     view::View,
@@ -64,18 +64,26 @@ impl PolicySet {
         [workload, namespace, mesh].into_iter().flatten()
     }
 
+    /// Returns the AuthorizationPolicies that are for a pod, to decide on many connections to it.
+    pub fn of_pod(&self, workload: &Workload) -> PodPolicies {
+        let own = self.authorized.of(workload).into_iter();
+        PodPolicies::new(own.map(|at| Arc::clone(&self.authorization[at as usize])).collect())
+    }
+
     /// Decides on a connection to an enrolled pod.
     pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Decision {
+        self.authorize_with(&self.of_pod(workload), workload, connection)
+    }
+
+    /// Decides on a connection to an enrolled pod, whose policies [`Self::of_pod`] returned.
+    pub fn authorize_with(
+        &self,
+        own: &PodPolicies,
+        workload: &Workload,
+        connection: &Connection<'_>,
+    ) -> Decision {
         let view = View::of(connection);
-        let policies = self.applicable(workload);
-        let authenticated = self.authenticate(workload, &view);
-        let decide = |dry_run: bool| {
-            authenticated.clone()?;
-            let counting = policies.iter().copied().filter(|policy| dry_run || !policy.dry_run);
-            evaluate::decide(&counting.collect::<Vec<_>>(), &view)
-        };
-        let has_dry_run = policies.iter().any(|policy| policy.dry_run);
-        Decision { verdict: decide(false), dry_run: has_dry_run.then(|| DryRun { verdict: decide(true) }) }
+        own.decide(&view, &self.authenticate(workload, &view))
     }
 
     /// Returns whether peers are to send plaintext to the pod's port: its mode is DISABLE.

@@ -78,6 +78,11 @@ impl Strings {
         self.present
     }
 
+    /// Returns whether no value has a star.
+    pub(super) fn are_exact(&self) -> bool {
+        self.prefixes.0.is_empty() && self.suffixes.0.is_empty() && !self.present
+    }
+
     /// Returns whether each text that `other` matches is matched.
     pub(super) fn cover(&self, other: &Self) -> bool {
         let Self { exact, prefixes, suffixes, present } = other;
