@@ -12,7 +12,7 @@
 //! It says `ready` on its standard output when it serves, stays in the foreground, and is ended by SIGTERM. Its processor
 //! time and memory are those of all processes that it started.
 
-use std::{fs, net::SocketAddr, path::Path, thread::sleep, time::Duration};
+use std::{fmt::Debug, fs, net::SocketAddr, ops::RangeBounds, path::Path, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::{Agent, AgentBuilder, Mesh, Process, try_eventually, usage};
@@ -59,14 +59,14 @@ impl Proxies {
         })
     }
 
-    /// Waits until all know so many pods, and have done what follows from them, such as telling the kernel. Of another
+    /// Waits until all know as many pods as that, and have done what follows from them, such as telling the kernel. Of another
     /// proxy than ours that is not asked.
-    pub(super) fn wait_known(&self, pods: u32) -> Result<()> {
+    pub(super) fn wait_known(&self, pods: impl RangeBounds<u32> + Debug) -> Result<()> {
         let Self::Agents(agents) = self else { return Ok(()) };
         agents.iter().try_for_each(|agent| {
             try_eventually(LARGE_PATIENCE, || {
                 let known = agent.metrics()?.sum("culvert_workloads", &[]);
-                ensure!(known >= f64::from(pods), "{} knows {known} of {pods} pods", agent.node());
+                ensure!(pods.contains(&(known as u32)), "{} knows {known} pods, not {pods:?}", agent.node());
                 let before = agent.cpu_time();
                 sleep(REST);
                 let busy = agent.cpu_time() - before;

@@ -75,41 +75,82 @@ impl Plan {
         samples
     }
 
-    /// Connections in the mesh as it is, and then among many pods and policies that they have nothing to do with.
+    /// Connections in the mesh as it is, and among many pods and policies that they have nothing to do with: by turns, as a
+    /// machine is slower for minutes at times.
     pub(super) fn in_a_large_mesh(&self, stage: &Stage) -> Result<[Samples; 2]> {
         let loads: Vec<_> =
             self.loads.iter().copied().filter(|load| matches!(load, Load::Churn(..))).collect();
+        let mut samples = <[Samples; 2]>::default();
         if loads.is_empty() {
-            return Ok(Default::default());
+            return Ok(samples);
         }
-        let paths = [Path::Plain, Path::Across];
-        let small = self.repeat(stage, &loads, &paths)?;
-        large::apply(&stage.mesh)?;
-        let known = stage.proxies.wait_known(large::PODS);
-        let samples = known.and_then(|()| self.repeat(stage, &loads, &paths));
-        large::delete(&stage.mesh)?;
-        Ok([small, samples?])
+        let mut mesh = Surroundings { stage, large: false };
+        for round in 0..self.rounds {
+            // What was the second is there already.
+            for large in if round % 2 == 0 { [false, true] } else { [true, false] } {
+                mesh.be(large)?;
+                let samples = &mut samples[usize::from(large)];
+                self.round(stage, round, (&loads, &[Path::Plain, Path::Across]), samples)?;
+            }
+        }
+        Ok(samples)
     }
 
     fn repeat(&self, stage: &Stage, loads: &[Load], paths: &[Path]) -> Result<Samples> {
         let mut samples = Samples::new();
         for round in 0..self.rounds {
-            for load in loads {
-                for number in 0..paths.len() {
-                    let path = paths[(number + round) % paths.len()];
-                    eprint!(
-                        "\r\x1b[Kround {} of {}: {}, {}",
-                        round + 1,
-                        self.rounds,
-                        load.name(),
-                        path.name()
-                    );
-                    one(stage, *load, path, self.seconds, &mut samples)?;
-                }
+            self.round(stage, round, (loads, paths), &mut samples)?;
+        }
+        Ok(samples)
+    }
+
+    fn round(
+        &self,
+        stage: &Stage,
+        round: usize,
+        (loads, paths): (&[Load], &[Path]),
+        samples: &mut Samples,
+    ) -> Result<()> {
+        for load in loads {
+            for number in 0..paths.len() {
+                let path = paths[(number + round) % paths.len()];
+                eprint!("\r\x1b[Kround {} of {}: {}, {}", round + 1, self.rounds, load.name(), path.name());
+                one(stage, *load, path, self.seconds, samples)?;
             }
         }
         eprint!("\r\x1b[K");
-        Ok(samples)
+        Ok(())
+    }
+}
+
+/// Whether there is a large mesh around the stage; there is none afterwards.
+struct Surroundings<'a> {
+    stage: &'a Stage,
+    large: bool,
+}
+
+impl Surroundings<'_> {
+    fn be(&mut self, large: bool) -> Result<()> {
+        if self.large == large {
+            return Ok(());
+        }
+        let Self { stage, .. } = self;
+        self.large = large;
+        if large {
+            large::apply(&stage.mesh)?;
+            stage.proxies.wait_known(large::PODS..)
+        } else {
+            large::delete(&stage.mesh)?;
+            stage.proxies.wait_known(..large::PODS)
+        }
+    }
+}
+
+impl Drop for Surroundings<'_> {
+    fn drop(&mut self) {
+        if self.large {
+            let _ = large::delete(&self.stage.mesh);
+        }
     }
 }
 
