@@ -25,6 +25,7 @@ pub mod sandbox;
 pub mod shutdown;
 
 mod container_runtime;
+mod file_stamp;
 mod report;
 mod succession;
 

@@ -4,8 +4,7 @@
 //! watches on such chains miss changes. A look is one `stat` a file.
 
 use std::{
-    fmt, fs,
-    os::unix::fs::MetadataExt as _,
+    fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -13,6 +12,8 @@ use std::{
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::file_stamp::FileStamp;
 
 /// What files hold, read again when they change. Cheap to clone; the last clone's end stops the looking.
 pub struct Followed<T> {
@@ -200,31 +201,19 @@ fn listed(paths: &[PathBuf]) -> String {
 
 /// What tells one content of files from another, without reading them.
 struct Stamps {
-    files: Vec<Option<Stamp>>,
-    /// Whether the last change is so long ago that a further one would have another time. The kernel's clock for
-    /// files moves in steps of up to 10 ms, and a change within one step is invisible.
+    files: Vec<Option<FileStamp>>,
+    /// Whether the last change is so long ago that a further one would have another time.
     settled: bool,
 }
 
 impl Stamps {
     fn take(paths: &[PathBuf]) -> Self {
         let now = SystemTime::now();
-        let mut settled = true;
-        let files = paths
-            .iter()
-            .map(|path| {
-                let found = fs::metadata(path).ok()?;
-                let age = found.modified().ok().and_then(|at| now.duration_since(at).ok());
-                settled &= age.is_none_or(|age| age > UNSETTLED);
-                Some((found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
-            })
-            .collect();
-        Self { files, settled }
+        let files: Vec<_> = paths.iter().map(|path| FileStamp::of(path).ok()).collect();
+        let mut ages = files.iter().flatten().map(|stamp| stamp.age(now));
+        Self { settled: ages.all(|age| age.is_none_or(|age| age > UNSETTLED)), files }
     }
 }
-
-/// Device, inode, size, and the time of the last change in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
 
 impl PartialEq for Stamps {
     fn eq(&self, other: &Self) -> bool {
@@ -239,6 +228,8 @@ const UNSETTLED: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn number(path: &std::path::Path) -> Result<u32, String> {

@@ -8,8 +8,8 @@ use super::{
 /// A module of the agent, and the modules that it may import. docs/architecture.md, "Imports", shows the same.
 const MODULES: &[(&str, &[&str])] = &[
     ("mesh", &[]),
-    ("identity", &["mesh"]),
-    ("control", &["mesh", "apiserver"]),
+    ("identity", &["mesh", "file_stamp"]),
+    ("control", &["mesh", "apiserver", "file_stamp"]),
     // The API server as several components know it: how it is reached, who leads.
     ("apiserver", &[]),
     ("sandbox", &["mesh", "run_directory"]),
@@ -42,6 +42,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("run_directory", &[]),
     ("memory", &[]),
+    ("file_stamp", &[]),
 ];
 
 /// The modules that put the others together, and may import them all.

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     str,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -19,8 +19,8 @@ use super::{
         batch::{FileChange, Standing},
     },
     document::{self, Contents, Fault, Format, Located, POLICY_GROUP},
-    stamp::Stamp,
 };
+use crate::file_stamp::FileStamp;
 
 /// A directory as it was last read.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ pub(super) struct Directory {
 struct File {
     /// Of the bytes that were read last; none where they could not be.
     digest: Option<u64>,
-    /// As long as the file has it those bytes are what it says; none where that is not known.
-    stamp: Option<Stamp>,
+    /// As long as the file has it those bytes are what it says; none where they may change and the stamp not.
+    stamp: Option<FileStamp>,
     objects: BTreeMap<Key, Item>,
     problems: Vec<Problem>,
     /// It has never been read as a whole, and there may be policies in it.
@@ -141,7 +141,8 @@ impl Directory {
     /// Reads one file, where it may have changed. Returns what is new about it.
     fn read(&mut self, name: OsString, now: SystemTime) -> News {
         let path = self.path.join(&name);
-        let stamp = Stamp::of(&path, now).ok().flatten();
+        let at_rest = |stamp: &FileStamp| stamp.age(now).is_some_and(|age| age > AT_REST);
+        let stamp = FileStamp::of(&path).ok().filter(at_rest);
         if stamp.is_some() && self.files.get(&name).is_some_and(|file| file.stamp == stamp) {
             return News::None;
         }
@@ -306,6 +307,10 @@ fn digest(bytes: &[u8]) -> u64 {
     bytes.hash(&mut hasher);
     hasher.finish()
 }
+
+/// How long a file has not changed before it is believed that a further change would show: more than the two seconds of the
+/// coarsest file system.
+const AT_REST: Duration = Duration::from_secs(3);
 
 /// Some 10,000 pods as `kubectl get -o yaml` writes them would be a hundred of these; what is longer is no manifest.
 const MAX_FILE: u64 = 16 << 20;

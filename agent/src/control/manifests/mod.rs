@@ -13,7 +13,6 @@ mod document;
 mod items;
 mod objects;
 mod source;
-mod stamp;
 mod tree;
 mod watcher;
 
