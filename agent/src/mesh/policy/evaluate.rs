@@ -115,9 +115,8 @@ pub(super) fn decide(policies: &Policies, view: &View<'_>) -> Result<Permit, Den
 
 /// Whether AuthorizationPolicies permit what is known of a connection.
 pub(super) fn permit(policies: &[&AuthorizationPolicy], view: &View<'_>) -> Truth {
-    type Policies<'a> = Vec<&'a AuthorizationPolicy>;
-    let (denying, allowing): (Policies<'_>, Policies<'_>) =
-        policies.iter().partition(|policy| policy.action.denies());
+    let (denying, allowing) =
+        policies.iter().copied().partition::<Vec<_>, _>(|policy| policy.action.denies());
     let denied = Truth::any(denying.iter().map(|policy| policy.evaluate(view)));
     let allowed = match allowing.is_empty() {
         true => Truth::Yes,

@@ -72,7 +72,7 @@ impl Indexed {
     fn new(policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
         let (mut named, mut others) = (Vec::new(), Vec::new());
         for (at, policy) in (0..).zip(&policies) {
-            match policy.clients() {
+            match policy.clients().filter(|names| named.len() + names.len() <= NAMED) {
                 Some(names) => named.extend(names.into_iter().map(|name| (name, at))),
                 None => others.push(at),
             }
@@ -164,6 +164,8 @@ impl Name {
 
 /// Names of one policy: with more it is compared with every connection, which costs one look into its own table.
 const NAMES: usize = 64;
+/// Names of all policies of one effect together, at 16 bytes: the policies that no longer fit are compared with every connection.
+const NAMED: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -246,6 +248,19 @@ mod tests {
             vec![source(vec![("serviceAccounts", Values::ServiceAccounts(names))])]
         };
         assert_eq!(compared(vec![accounts(NAMES), accounts(NAMES + 1)]), [vec![1], vec![1], vec![1]]);
+    }
+
+    #[test]
+    fn the_policies_of_a_pod_with_very_many_names_are_compared_with_everybody() {
+        let accounts = |policy: usize| {
+            let names: Vec<_> = (0..NAMES).map(|number| format!("bank/{policy}-{number}")).collect();
+            let names = strings(names.iter().map(String::as_str));
+            vec![source(vec![("serviceAccounts", Values::ServiceAccounts(names))])]
+        };
+        let fitting = NAMED / NAMES;
+        let beyond = vec![fitting, fitting + 1];
+        let found = compared((0..fitting + 2).map(accounts).collect());
+        assert_eq!(found, [beyond.clone(), beyond.clone(), beyond]);
     }
 
     #[test]
