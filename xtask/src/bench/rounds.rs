@@ -68,8 +68,7 @@ impl Plan {
         stage.mesh.apply("policies.yaml", &(policies + &policy("everybody", "*")))?;
         // Seen by the effect alone: what does not read policies of this form goes on as before.
         sleep(SETTLE);
-        let loads: Vec<_> =
-            self.loads.iter().copied().filter(|load| matches!(load, Load::Churn(..))).collect();
+        let loads = self.churn();
         let samples = self.repeat(stage, &loads, &[Path::Plain, Path::Across]);
         stage.mesh.delete("policies.yaml")?;
         samples
@@ -78,8 +77,7 @@ impl Plan {
     /// Connections in the mesh as it is, and among many pods and policies that they have nothing to do with: by turns, as a
     /// machine is slower for minutes at times.
     pub(super) fn in_a_large_mesh(&self, stage: &Stage) -> Result<[Samples; 2]> {
-        let loads: Vec<_> =
-            self.loads.iter().copied().filter(|load| matches!(load, Load::Churn(..))).collect();
+        let loads = self.churn();
         let mut samples = <[Samples; 2]>::default();
         if loads.is_empty() {
             return Ok(samples);
@@ -94,6 +92,11 @@ impl Plan {
             }
         }
         Ok(samples)
+    }
+
+    /// The loads of short connections.
+    fn churn(&self) -> Vec<Load> {
+        self.loads.iter().copied().filter(|load| matches!(load, Load::Churn(..))).collect()
     }
 
     fn repeat(&self, stage: &Stage, loads: &[Load], paths: &[Path]) -> Result<Samples> {
@@ -134,14 +137,13 @@ impl Surroundings<'_> {
         if self.large == large {
             return Ok(());
         }
-        let Self { stage, .. } = self;
         self.large = large;
         if large {
-            large::apply(&stage.mesh)?;
-            stage.proxies.wait_known(large::PODS..)
+            large::apply(&self.stage.mesh)?;
+            self.stage.proxies.wait_known(large::PODS..)
         } else {
-            large::delete(&stage.mesh)?;
-            stage.proxies.wait_known(..large::PODS)
+            large::delete(&self.stage.mesh)?;
+            self.stage.proxies.wait_known(..large::PODS)
         }
     }
 }
