@@ -37,10 +37,12 @@ impl ConnectRequest {
             let mut value = String::with_capacity(60);
             // Writing to a string cannot fail.
             let _ = write!(value, "for=\"{client}\"");
-            put(headers, FORWARDED, value);
+            // Each connection has another: a literal that no table of HPACK remembers (RFC 7541 §6.2.3). A table full of them is
+            // searched from end to end for the next, and has no room for the baggage, which is the same every time.
+            put(headers, FORWARDED, value, true);
         }
         if let Some(baggage) = &self.baggage {
-            put(headers, BAGGAGE, baggage.clone());
+            put(headers, BAGGAGE, baggage.clone(), false);
         }
         Ok(request)
     }
@@ -93,8 +95,9 @@ pub(super) fn target(request: &Request<()>, local: IpAddr) -> Option<Target> {
 
 /// Adds a header whose value may come from outside; one that is no valid value is left out, for none of them decides
 /// anything.
-fn put(headers: &mut HeaderMap, name: HeaderName, value: String) {
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+fn put(headers: &mut HeaderMap, name: HeaderName, value: String, never_indexed: bool) {
+    if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+        value.set_sensitive(never_indexed);
         headers.insert(name, value);
     }
 }
@@ -117,6 +120,18 @@ mod tests {
 
     fn read(text: &str) -> Target {
         text.parse().map_or(Target::Name, Target::Address)
+    }
+
+    #[test]
+    fn of_the_headers_only_what_is_the_same_every_time_is_kept_in_tables() {
+        let request = ConnectRequest {
+            authority: "10.0.0.7:80".parse().unwrap(),
+            forwarded: Some("10.0.0.5:40000".parse().unwrap()),
+            baggage: Some("service.name=front".to_owned()),
+        };
+        let request = request.to_http().unwrap();
+        assert!(request.headers()[FORWARDED].is_sensitive());
+        assert!(!request.headers()[BAGGAGE].is_sensitive());
     }
 
     #[test]
