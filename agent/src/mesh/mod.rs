@@ -26,6 +26,7 @@ mod workload;
 pub use builder::SnapshotBuilder;
 pub use identity::{Identity, IdentityError, TrustDomain};
 pub use list::List;
+pub use names::hostname;
 pub use policy::{
     Action, Answer, AuthorizationPolicy, BeforePolicy, Clause, ClauseExplanation, Client, Connection,
     Decision, Denial, DryRun, Entry, EntryExplanation, Explanation, Field, FieldExplanation, IpBlocks, Level,

@@ -7,8 +7,13 @@ use super::{Service, Snapshot, Workload};
 impl Service {
     /// Returns the service's name in DNS.
     pub fn hostname(&self) -> String {
-        format!("{}.{}{SUFFIX}", self.name, self.namespace)
+        hostname(&self.namespace, &self.name)
     }
+}
+
+/// Returns what the service `name` is called in DNS.
+pub fn hostname(namespace: &str, name: &str) -> String {
+    format!("{name}.{namespace}{SUFFIX}")
 }
 
 impl Snapshot {

@@ -5,16 +5,22 @@
 use std::{
     io::Write as _,
     net::{IpAddr, SocketAddr},
-    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
     thread,
     time::Duration,
 };
 
 use prometheus_client::metrics::counter::Counter;
-use serde::{Serialize, Serializer};
+use serde::{
+    Serialize, Serializer,
+    ser::{Error as _, SerializeMap as _},
+};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::mesh::{Reason, Workload};
+use crate::mesh::{Identity, Reason, Service, Workload};
 
 /// How the lines look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -42,11 +48,12 @@ enum Line {
     Flush(SyncSender<()>),
 }
 
-/// What one line says.
+/// What one line says. The writing thread makes the text of it.
 #[derive(Debug, Serialize)]
 pub(super) struct Entry {
     /// When the connection ended, RFC 3339, UTC.
-    pub(super) time: String,
+    #[serde(serialize_with = "rfc3339")]
+    pub(super) time: OffsetDateTime,
     /// `outbound` (the source's agent reports) or `inbound` (the destination's).
     pub(super) direction: &'static str,
     /// `ok`, or `error` with a reason.
@@ -80,8 +87,8 @@ pub(super) struct Entry {
     #[serde(rename = "dst.endpoint", skip_serializing_if = "Option::is_none")]
     pub(super) endpoint: Option<SocketAddr>,
     /// `namespace/name` of the service that was asked for.
-    #[serde(rename = "dst.service", skip_serializing_if = "Option::is_none")]
-    pub(super) service: Option<String>,
+    #[serde(rename = "dst.service", skip_serializing_if = "Option::is_none", serialize_with = "service")]
+    pub(super) service: Option<Arc<Service>>,
     #[serde(flatten, serialize_with = "destination_peer")]
     pub(super) destination_peer: Peer,
     /// From source to destination.
@@ -92,34 +99,37 @@ pub(super) struct Entry {
 }
 
 /// One end of a connection.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Peer {
-    /// The pod's name.
-    pub(super) workload: Option<String>,
-    /// Its namespace.
-    pub(super) namespace: Option<String>,
+    /// The pod, where it is known.
+    pub(super) workload: Option<Arc<Workload>>,
     /// Its identity, as proved or as expected.
-    pub(super) identity: Option<String>,
+    pub(super) identity: Option<Identity>,
 }
 
 impl Peer {
-    /// Describes a workload.
-    pub(super) fn of(workload: &Workload) -> Self {
-        Self {
-            workload: Some(workload.name.to_string()),
-            namespace: Some(workload.namespace.to_string()),
-            identity: Some(workload.identity.to_string()),
-        }
+    /// Describes a workload and the identity that it is expected to have.
+    pub(super) fn of(workload: Option<Arc<Workload>>) -> Self {
+        let identity = workload.as_ref().map(|workload| workload.identity.clone());
+        Self { workload, identity }
     }
 
     fn serialize_as<S: Serializer>(
         &self,
-        names: [&'static str; 3],
+        [name, namespace, identity]: [&'static str; 3],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let values = [&self.workload, &self.namespace, &self.identity];
-        let fields = names.into_iter().zip(values);
-        serializer.collect_map(fields.filter_map(|(name, value)| value.as_ref().map(|value| (name, value))))
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(workload) = &self.workload {
+            map.serialize_entry(name, &*workload.name)?;
+            map.serialize_entry(namespace, &*workload.namespace)?;
+        } else if let Some(identity) = &self.identity {
+            map.serialize_entry(namespace, identity.namespace())?;
+        }
+        if let Some(own) = &self.identity {
+            map.serialize_entry(identity, &format_args!("{own}"))?;
+        }
+        map.end()
     }
 }
 
@@ -129,6 +139,17 @@ fn source_peer<S: Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Er
 
 fn destination_peer<S: Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
     peer.serialize_as(["dst.workload", "dst.namespace", "dst.identity"], serializer)
+}
+
+fn service<S: Serializer>(service: &Option<Arc<Service>>, serializer: S) -> Result<S::Ok, S::Error> {
+    match service {
+        Some(service) => serializer.collect_str(service),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+    time.format(&Rfc3339).map_err(S::Error::custom)?.serialize(serializer)
 }
 
 impl AccessLog {
@@ -195,11 +216,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Lines that may wait to be written, some 500 bytes each.
 const QUEUE: usize = 8192;
-
-/// Returns the current time as the log writes it.
-pub(super) fn now() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
-}
 
 fn write(out: &mut impl std::io::Write, format: AccessLogFormat, entry: &Entry) {
     let _ = match format {

@@ -43,6 +43,7 @@ mod pods;
 mod refusals;
 mod shares;
 mod terms;
+mod traffic;
 mod verdicts;
 mod workers;
 

@@ -6,11 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use time::OffsetDateTime;
+
 use super::{
     access_log::{self, Entry, Peer},
     context::Context,
     copy::Meter,
-    metrics::{Labels, Reporter, Series},
+    metrics::Reporter,
+    traffic::{Ends, Series},
     verdicts,
 };
 use crate::mesh::{Decision, Denial, Identity, OrigDst, Reason, Service, Workload};
@@ -31,7 +34,7 @@ pub(super) struct Outcome<'a> {
     same_node: bool,
     /// How long it took, where the agent did not carry it.
     native: Option<Duration>,
-    series: Option<Series>,
+    series: Option<Arc<Series>>,
     failure: Option<(Reason, String)>,
     policy: Option<String>,
     dry_run: Option<String>,
@@ -151,13 +154,13 @@ impl<'a> Outcome<'a> {
     /// Counts the connection as opened, once both of its ends are connected.
     pub(super) fn opened(&mut self, mutual_tls: bool) {
         self.mutual_tls = mutual_tls;
-        let series = self.context.metrics.open(Labels::new(
-            self.reporter,
-            self.source_workload.as_deref(),
-            self.destination_workload.as_deref(),
-            self.service.as_deref(),
+        let series = self.context.metrics.traffic.open(&Ends {
+            reporter: self.reporter,
+            source: self.source_workload.as_deref(),
+            destination: self.destination_workload.as_deref(),
+            service: self.service.as_deref(),
             mutual_tls,
-        ));
+        });
         self.up.count_into(series.received.clone());
         self.down.count_into(series.sent.clone());
         self.series = Some(series);
@@ -171,18 +174,14 @@ impl<'a> Outcome<'a> {
     }
 
     fn entry(&mut self) -> Entry {
-        let mut source_peer = self.source_workload.as_deref().map(Peer::of).unwrap_or_default();
-        match (&self.source_identity, self.reporter) {
-            (Some(identity), _) => {
-                source_peer.identity = Some(identity.to_string());
-                source_peer.namespace.get_or_insert_with(|| identity.namespace().to_owned());
-            }
-            (None, Reporter::Destination) => source_peer.identity = None,
-            (None, Reporter::Source) => {}
+        let mut source_peer = Peer::of(self.source_workload.take());
+        // What the destination's agent knows of a client that has proved nothing is who has its address.
+        if self.source_identity.is_some() || self.reporter == Reporter::Destination {
+            source_peer.identity = self.source_identity.take();
         }
         let (reason, error) = self.failure.take().unzip();
         Entry {
-            time: access_log::now(),
+            time: OffsetDateTime::now_utc(),
             direction: match self.reporter {
                 Reporter::Source => "outbound",
                 Reporter::Destination => "inbound",
@@ -201,8 +200,8 @@ impl<'a> Outcome<'a> {
             endpoint: self
                 .endpoint
                 .filter(|endpoint| Some(*endpoint) != self.destination.map(OrigDst::address)),
-            service: self.service.as_deref().map(ToString::to_string),
-            destination_peer: self.destination_workload.as_deref().map(Peer::of).unwrap_or_default(),
+            service: self.service.take(),
+            destination_peer: Peer::of(self.destination_workload.take()),
             bytes_sent: self.up.bytes(),
             bytes_received: self.down.bytes(),
             duration_ms: (self.native.unwrap_or_else(|| self.started.elapsed()).as_secs_f64() * 1e6).round()
