@@ -125,7 +125,8 @@ fn spawn(
     let incoming = Box::new(incoming);
     let tasks = context.shutdown.tasks().clone();
     let load = context.workers.stay();
-    tasks.spawn(async move {
+    // On the heap before it becomes a task, as in `listener::start`.
+    tasks.spawn(Box::pin(async move {
         let _holds = (share, load);
         let mut outcome = Outcome::inbound(&context, peer, pod.workload());
         let carried = tokio::select! {
@@ -136,7 +137,7 @@ fn spawn(
         if let Err(error) = carried {
             outcome.failed(error.reason(), &error);
         }
-    });
+    }));
 }
 
 async fn carry(

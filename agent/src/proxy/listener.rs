@@ -55,7 +55,8 @@ fn start<F>(
     let (runtime, load, arrival) = context.workers.place(stream, balance);
     let tasks = context.shutdown.tasks();
     let (context, pod) = (context.clone(), pod.clone());
-    let carried = async move {
+    // On the heap before it becomes a task: tokio moves a task's future five times, and this one has some kilobytes.
+    let carried = Box::pin(async move {
         let _holds = (share, load);
         match arrival.settle() {
             Ok(stream) => handle(context, pod, stream, peer).await,
@@ -63,7 +64,7 @@ fn start<F>(
                 overloaded(&context, &pod, (peer, reporter), &format_args!("{NO_THREAD}: {error}"));
             }
         }
-    };
+    });
     tasks.spawn_on(carried, runtime);
 }
 
