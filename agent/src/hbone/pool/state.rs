@@ -1,7 +1,6 @@
 //! What the pool knows, and its decisions. Nothing here waits.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
@@ -9,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use hashbrown::HashMap;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
