@@ -338,6 +338,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_is_found_again_when_the_table_has_grown() {
+        let traffic = Traffic::default();
+        let pods: Vec<_> = (0..500).map(|number| pod(&format!("pod-{number}"), &[])).collect();
+        for _ in 0..2 {
+            for pod in &pods {
+                traffic.open(&ends(pod, pod));
+            }
+        }
+        assert!(traffic.all().iter().all(|series| series.opened.get() == 2));
+    }
+
+    #[test]
     fn the_labels_are_istios() {
         let traffic = Traffic::default();
         let (web, service) = (pod("web", &[]), service("10.96.0.1", &[]));
