@@ -14,10 +14,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use serde::{
-    Serialize, Serializer,
-    ser::{Error as _, SerializeMap as _},
-};
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::mesh::{Identity, Reason, Service, Workload};
@@ -149,7 +146,7 @@ fn service<S: Serializer>(service: &Option<Arc<Service>>, serializer: S) -> Resu
 }
 
 fn rfc3339<S: Serializer>(time: &OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
-    time.format(&Rfc3339).map_err(S::Error::custom)?.serialize(serializer)
+    time.format(&Rfc3339).unwrap_or_default().serialize(serializer)
 }
 
 impl AccessLog {

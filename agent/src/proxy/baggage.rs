@@ -19,8 +19,7 @@ pub(super) fn encode(workload: &Workload) -> String {
         text.push_str(key);
         text.push('=');
         // Names and label values of Kubernetes hold letters, digits, '.', '-' and '_' only: nothing to escape.
-        let other = |c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '-' | '_');
-        text.extend(value.split(other));
+        text.extend(value.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')));
     }
     text
 }

@@ -55,7 +55,7 @@ fn start<F>(
     let (runtime, load, arrival) = context.workers.place(stream, balance);
     let tasks = context.shutdown.tasks();
     let (context, pod) = (context.clone(), pod.clone());
-    // On the heap before it becomes a task: tokio moves a task's future five times, and this one has some kilobytes.
+    // On the heap before it becomes a task: tokio copies a task's future several times, and this one has some kilobytes.
     let carried = Box::pin(async move {
         let _holds = (share, load);
         match arrival.settle() {

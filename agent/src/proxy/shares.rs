@@ -8,12 +8,11 @@
 //! all it can leaves half of what it found, whatever pods it turns to; who holds nothing finds room until nothing is left.
 
 use std::{
+    collections::HashMap,
     hash::Hash,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-
-use hashbrown::HashMap;
 
 use super::metrics::Reporter;
 
